@@ -98,15 +98,7 @@ class OmniConfig:
         """One of PRESETS with `overrides` on top (ValueError for an unknown name)."""
         if name not in PRESETS:
             raise ValueError(f"unknown preset {name!r}; choose from {sorted(PRESETS)}")
-        return replace(PRESETS[name], **overrides) if not overrides else cls(**{**_given(PRESETS[name]), **overrides})
-
-
-def _given(config: OmniConfig) -> dict:
-    """The config's fields without the derived ones, so that overriding a size derives them anew."""
-    values = config.to_dict()
-    for name in ("intermediate_size", "bridge_layer"):
-        del values[name]
-    return values
+        return cls(**{**PRESETS[name], **overrides})
 
 
 def audio_ids_for(num_codes: int) -> dict:
@@ -115,9 +107,9 @@ def audio_ids_for(num_codes: int) -> dict:
                 audio_stop_token=num_codes + 2, audio_spk_token=num_codes + 3)
 
 
-PRESETS = {
-    "nano": OmniConfig(vocab_size=1024, hidden_size=256, num_hidden_layers=4, talker_hidden_size=256,
-                       max_position_embeddings=2048, **audio_ids_for(1024)),
-    "base": OmniConfig(),
-    "moe": OmniConfig(use_moe=True),
+PRESETS = {  # fields that differ from the defaults; sizes left out are derived
+    "nano": dict(vocab_size=1024, hidden_size=256, num_hidden_layers=4, talker_hidden_size=256,
+                 max_position_embeddings=2048, **audio_ids_for(1024)),
+    "base": {},
+    "moe": dict(use_moe=True),
 }

@@ -1,0 +1,250 @@
+"""MiniMind-O: a Thinker that reads text, audio and images, and a Talker that speaks while it thinks.
+
+- Nine parallel streams (B, 9, T): rows 0-7 are Mimi codes, row 8 is text (laid out by sequence.py).
+- The Talker reads the Thinker's hidden state half-way up (the bridge) and the codes spoken so far; all 8 codebooks in one forward.
+- Audio and image features enter through two small projectors, at the pads that hold their places.
+- The model never owns a frozen encoder: it is given their outputs.
+- `omni_loss` is the only place where the training loss is written down.
+"""
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import IGNORE, NUM_CODEBOOKS, NUM_STREAMS, OmniConfig
+from model.kv_cache import KVCache
+from model.model_minimind import Block, Past, RMSNorm, Rope, Thinker
+
+ADAPTER_RANK = 256  # inner width of the per-codebook adapters
+STOP_WEIGHT = 10.0  # a stop token is one frame in a hundred, and the one that must not be missed
+
+
+@dataclass
+class OmniOutput:
+    """logits (B, T, vocab), audio_logits (B, 8, T, audio_vocab), aux_loss scalar (0 in eval and for dense models)."""
+    logits: Tensor
+    audio_logits: Tensor
+    aux_loss: Tensor
+
+
+@dataclass
+class OmniLosses:
+    """total = text + audio + aux, scalars with gradient; per_codebook (8,) is detached, for logs."""
+    total: Tensor
+    text: Tensor
+    audio: Tensor
+    aux: Tensor
+    per_codebook: Tensor
+
+
+class Projector(nn.Module):
+    """Frozen-encoder features -> Thinker embeddings: LayerNorm, Linear, GELU, Linear."""
+
+    def __init__(self, source: int, target: int):
+        super().__init__()
+        self.mlp = nn.Sequential(nn.LayerNorm(source), nn.Linear(source, target), nn.GELU(), nn.Linear(target, target))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mlp(x)
+
+
+class CodeEmbedding(nn.Module):
+    """8 codes of one position -> one vector: mean over codebooks of a shared table plus a low-rank table of its own."""
+
+    def __init__(self, vocab: int, width: int):
+        super().__init__()
+        self.base = nn.Embedding(vocab, width)
+        self.adapters = nn.ModuleList(
+            nn.Sequential(nn.Embedding(vocab, ADAPTER_RANK), nn.GELU(), nn.Linear(ADAPTER_RANK, width, bias=False))
+            for _ in range(NUM_CODEBOOKS))
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """codes (B, 8, T) -> (B, T, C)."""
+        own = torch.stack([adapter(codes[:, i]) for i, adapter in enumerate(self.adapters)], dim=1)
+        return (self.base(codes) + own).mean(dim=1)
+
+
+class CodeHead(nn.Module):
+    """Multi-token prediction head: one hidden state -> logits of all 8 codebooks, a shared projection plus low-rank ones."""
+
+    def __init__(self, vocab: int, width: int):
+        super().__init__()
+        self.base = nn.Linear(width, vocab, bias=False)
+        self.adapters = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, ADAPTER_RANK, bias=False), nn.GELU(), nn.Linear(ADAPTER_RANK, vocab, bias=False))
+            for _ in range(NUM_CODEBOOKS))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, T, C) -> (B, 8, T, vocab)."""
+        base = self.base(x)
+        return torch.stack([base + adapter(x) for adapter in self.adapters], dim=1)
+
+
+class Talker(nn.Module):
+    """Speaks: bridge state + codes so far -> logits of the next code in each codebook."""
+
+    def __init__(self, config: OmniConfig):
+        super().__init__()
+        width, blocks = config.talker_hidden_size, config.talker_block_config()
+        self.spk_token = config.audio_spk_token
+        self.embed_tokens = CodeEmbedding(config.audio_vocab_size, width)
+        self.lm_head = CodeHead(config.audio_vocab_size, width)
+        self.codec_proj = _input_proj(width, width, config.rms_norm_eps)
+        self.embed_proj = _input_proj(config.hidden_size, width, config.rms_norm_eps)
+        self.spk_proj = nn.Linear(config.spk_emb_size, width, bias=False)
+        self.text_scale = nn.Parameter(torch.tensor(3.0))
+        self.audio_scale = nn.Parameter(torch.tensor(1.0))
+        self.layers = nn.ModuleList(Block(blocks) for _ in range(config.num_talker_hidden_layers))
+        self.norm = RMSNorm(width, config.rms_norm_eps)
+        self.rope = Rope(blocks)
+
+    def forward(self, codes: Tensor, bridge: Tensor, spk_emb: Tensor | None, past: Past | None, first_layer: int) -> Tensor:
+        """codes (B, 8, T), bridge (B, T, H), spk_emb (B, 192) or None -> hidden after the norm (B, T, C).
+
+        first_layer: the cache slot of our first block (the Thinker's blocks come before ours).
+        """
+        x = self.embed_tokens(codes)
+        if spk_emb is not None:
+            speaker = self.spk_proj(spk_emb.type_as(self.spk_proj.weight))[:, None]
+            x = torch.where((codes[:, 0] == self.spk_token)[..., None], speaker.type_as(x), x)
+        x = self.embed_proj(bridge) * self.text_scale + self.codec_proj(x) * self.audio_scale
+        rope = self.rope(x.shape[1], past)
+        for i, layer in enumerate(self.layers):
+            x = layer(x, rope, past, first_layer + i)
+        return self.norm(x)
+
+
+def _input_proj(source: int, target: int, eps: float) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(source, source), nn.GELU(), nn.Linear(source, target), RMSNorm(target, eps))
+
+
+class MiniMindOmni(nn.Module):
+    """The trainable model. `model` is the Thinker (the checkpoints' name for it), `talker` speaks, two projectors hear and see."""
+
+    def __init__(self, config: OmniConfig):
+        super().__init__()
+        self.config = config
+        self.model = Thinker(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.talker = Talker(config)
+        self.audio_proj = Projector(config.audio_hidden_size, config.hidden_size)
+        self.vision_proj = Projector(config.image_hidden_size, config.hidden_size)
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=0.02)
+                if getattr(module, "bias", None) is not None:
+                    nn.init.zeros_(module.bias)
+        self.lm_head.weight = self.model.embed_tokens.weight
+
+    def forward(self, input_ids: Tensor, audio_features: Tensor | None = None, audio_lens: Tensor | None = None,
+                image_features: Tensor | None = None, spk_emb: Tensor | None = None, cache: KVCache | None = None,
+                last_only: bool = False) -> OmniOutput:
+        """One forward over T new positions.
+
+        input_ids: (B, 9, T) int64, or (B, T) text alone (no speech: the code rows are all pad).
+        audio_features: (B, L, 512) from the audio encoder, of which row b has audio_lens[b] valid (all, when None).
+        image_features: (B, 64, 768), or (B, N, 64, 768) for N images a row.
+        spk_emb: (B, 192), used where the code rows hold the speaker token.
+        cache: continue it; features are needed only in the forward that carries their pads.
+        last_only: logits of the last position only (T becomes 1 in the output): all that generation needs.
+        Raises ValueError for a wrong shape.
+        """
+        codes, text = self._split(input_ids)
+        x = self._embed(text, audio_features, audio_lens, image_features)
+        past = Past(cache, text.shape[1]) if cache is not None else None
+        hidden, bridge = self.model(x, past)
+        spoken = self.talker(codes, bridge, spk_emb, past, first_layer=len(self.model.layers))
+        if cache is not None:
+            cache.advance(text.shape[1])
+        if last_only:
+            hidden, spoken = hidden[:, -1:], spoken[:, -1:]
+        return OmniOutput(self.lm_head(hidden), self.talker.lm_head(spoken), self._aux_loss(hidden))
+
+    def new_cache(self, batch: int, max_length: int) -> KVCache:
+        """An empty cache for `batch` rows of at most `max_length` positions, on the model's device and in its dtype."""
+        c, t = self.config, self.config.talker_block_config()
+        shapes = [(c.num_key_value_heads, c.head_dim)] * c.num_hidden_layers
+        shapes += [(t.num_key_value_heads, t.head_dim)] * c.num_talker_hidden_layers
+        weight = self.lm_head.weight
+        return KVCache(shapes, batch, max_length, weight.device, weight.dtype)
+
+    def _split(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+        if input_ids.dim() == 2:
+            pads = torch.full((input_ids.shape[0], NUM_CODEBOOKS, input_ids.shape[1]), self.config.audio_pad_token, device=input_ids.device)
+            return pads, input_ids
+        if input_ids.dim() != 3 or input_ids.shape[1] != NUM_STREAMS:
+            raise ValueError(f"input_ids must be (B, {NUM_STREAMS}, T) or (B, T), got {tuple(input_ids.shape)}")
+        return input_ids[:, :NUM_CODEBOOKS], input_ids[:, NUM_CODEBOOKS]
+
+    def _embed(self, text: Tensor, audio: Tensor | None, audio_lens: Tensor | None, images: Tensor | None) -> Tensor:
+        """Text embeddings (B, T, C) with audio and image features at their pads."""
+        x = self.model.embed_tokens(text)
+        if audio is not None:
+            if audio_lens is None:
+                audio_lens = torch.full((len(audio),), audio.shape[1], device=audio.device)
+            vectors = self.audio_proj(audio.type_as(self.audio_proj.mlp[0].weight))[:, None]
+            x = inject(x, text, self.config.audio_ids, vectors, audio_lens[:, None])
+        if images is not None:
+            if images.dim() == 3:
+                images = images[:, None]
+            vectors = self.vision_proj(images.type_as(self.vision_proj.mlp[0].weight))
+            x = inject(x, text, self.config.image_ids, vectors)
+        return x
+
+    def _aux_loss(self, like: Tensor) -> Tensor:
+        if not (self.training and self.config.use_moe):
+            return like.new_zeros((), dtype=torch.float32)
+        return sum(block.mlp.aux_loss for block in (*self.model.layers, *self.talker.layers))
+
+
+def inject(x: Tensor, text: Tensor, pad_ids: list[int], vectors: Tensor, lens: Tensor | None = None) -> Tensor:
+    """Put vectors (B, N, L, C) into x (B, T, C): the k-th run of pads in `text` (B, T) takes item k, as many as fit.
+
+    lens (B, N): how many of an item's L vectors are valid (default all). Surplus pads keep their text embedding.
+    Written without a host sync or a data-dependent shape, so that it compiles and batches freely.
+    """
+    B, T = text.shape
+    _, N, L, C = vectors.shape
+    pads = torch.isin(text, torch.tensor(pad_ids, device=text.device))
+    starts = pads & ~F.pad(pads, (1, -1))
+    run = starts.cumsum(1) - 1  # which run a pad belongs to
+    index = torch.arange(T, device=text.device).expand(B, T)
+    offset = index - torch.where(starts, index, 0).cummax(1).values  # how far into its run it stands
+    item = run.clamp(0, N - 1)
+    valid = torch.full_like(offset, L) if lens is None else lens.long().gather(1, item)
+    use = pads & (run < N) & (offset < valid) & (offset < L)
+    flat = (item * L + offset.clamp(0, L - 1))[..., None].expand(B, T, C)
+    return torch.where(use[..., None], vectors.reshape(B, N * L, C).gather(1, flat).type_as(x), x)
+
+
+def omni_loss(out: OmniOutput, text_labels: Tensor, audio_labels: Tensor, config: OmniConfig) -> OmniLosses:
+    """text_labels (B, T) and audio_labels (B, 8, T), aligned with the logits, IGNORE where there is no target.
+
+    Text: mean cross-entropy over the labelled positions. Audio: mean over codebooks of
+    sum(w * CE) / labelled positions, w = 10 on stop tokens. A term without labels is 0 and keeps the graph.
+    """
+    text = F.cross_entropy(out.logits.flatten(0, 1).float(), text_labels.flatten(), ignore_index=IGNORE, reduction="sum")
+    text = text / (text_labels != IGNORE).sum().clamp(min=1)
+    audio = F.cross_entropy(out.audio_logits.flatten(0, 2).float(), audio_labels.flatten(), ignore_index=IGNORE, reduction="none")
+    weight = torch.where(audio_labels == config.audio_stop_token, STOP_WEIGHT, 1.0)
+    count = (audio_labels != IGNORE).sum((0, 2)).clamp(min=1)
+    per_codebook = (audio.view_as(weight) * weight).sum((0, 2)) / count
+    audio = per_codebook.mean()
+    return OmniLosses(text + audio + out.aux_loss, text, audio, out.aux_loss, per_codebook.detach())
+
+
+def init_talker_from_thinker(model: MiniMindOmni) -> None:
+    """Start the Talker's blocks as copies of the Thinker's last ones (for a weight that has no Talker yet).
+
+    Raises ValueError when the two have different shapes (other width, heads or expert count): nothing is copied then.
+    """
+    talker = model.talker.layers
+    source = model.model.layers[-len(talker):]
+    shapes = [[tuple(p.shape) for p in layers.parameters()] for layers in (source, talker)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"the Talker ({len(talker)} layers, width {model.config.talker_hidden_size}) cannot start from the Thinker "
+                         f"({len(model.model.layers)} layers, width {model.config.hidden_size}): shapes differ")
+    with torch.no_grad():
+        for target, origin in zip(talker, source):
+            target.load_state_dict(origin.state_dict())
