@@ -79,8 +79,12 @@ class OmniConfig:
         return self.audio_vocab_size - AUDIO_SPECIALS
 
     def talker_block_config(self) -> "OmniConfig":
-        """Config of the Talker's blocks: MiniMind's defaults with only the width and `use_moe` taken over."""
-        return OmniConfig(hidden_size=self.talker_hidden_size, use_moe=self.use_moe)
+        """Config of the Talker's blocks: MiniMind's defaults with only the width and `use_moe` taken over.
+
+        The positions are the Thinker's, too: both stacks run over one sequence, and YaRN stretches both or neither.
+        """
+        return OmniConfig(hidden_size=self.talker_hidden_size, use_moe=self.use_moe,
+                          max_position_embeddings=self.max_position_embeddings, inference_rope_scaling=self.inference_rope_scaling)
 
     def to_dict(self) -> dict:
         return asdict(self)
