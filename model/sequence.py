@@ -62,13 +62,14 @@ def build_training_row(prompt_ids: list[int], reply_ids: list[int], codes: torch
     prompt_ids end where the reply starts (A = len(prompt_ids)); reply_ids end with "<|im_end|>\\n".
     codes (8, R) of the reply or None; without them rows 0-7 are all pad and no voice prompt is placed.
     Returns input_ids (9, T - 1), text_labels (T - 1), audio_labels (8, T - 1), int64, labels aligned with the logits.
-    T <= max_length is as long as the row's content, so padding (see `pad_rows`) changes no number.
+    T - 1 <= max_length - 1 is as long as the row's content, so padding (see `pad_rows`) changes no number.
     """
     start = len(prompt_ids)
     spoken = codes is not None and codes.shape[1] > 0
     length = start + len(reply_ids)
     if spoken:  # the last codebook's stop token stands at start + 1 + 7 + R
         length = max(length, start + NUM_CODEBOOKS + codes.shape[1] + 1)
+    length += 1  # one column of pads: the shift below must drop that, not the last stop token
     rows = torch.full((NUM_STREAMS, length), config.audio_pad_token, dtype=torch.int64)
     labels = torch.full((NUM_STREAMS, length), IGNORE, dtype=torch.int64)
     rows[-1] = config.pad_token_id
@@ -120,10 +121,7 @@ def split_reply(rendered: str, message: dict) -> tuple[str, str]:
     The reply starts after "</think>\\n\\n" where the template wrote one and includes its "<|im_end|>\\n".
     Raises ValueError when the rendered text does not end with that message.
     """
-    content = message["content"]
-    if not isinstance(message.get("reasoning_content"), str):  # else the template takes the content as it is
-        content = content.split("</think>")[-1]
-    reply = content.lstrip("\n") + "<|im_end|>\n"
+    reply = message["content"].split("</think>")[-1].lstrip("\n") + "<|im_end|>\n"
     if not rendered.endswith(reply):
         raise ValueError(f"the chat template does not end with the last reply {reply[:80]!r}: ...{rendered[-80:]!r}")
     return rendered[:-len(reply)], reply
