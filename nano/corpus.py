@@ -1,0 +1,140 @@
+"""The corpus of the nano world: short questions and answers, split by sentence into training and held-out.
+
+- Facts (nano/world.py) said in several forms (nano/forms.py) plus sentences to repeat and little stories (nano/sayings.py).
+- A held-out pair's question and answer sentences occur nowhere in training; the fact and the form do, each with others.
+- Closed vocabulary: every answer word occurs in at least MIN_COUNT training answers.
+- One seed decides everything: the same files on every machine.
+
+    python -m nano.corpus --out out/nano/corpus
+"""
+import argparse
+import json
+import os
+import random
+import re
+from collections import Counter, defaultdict
+from pathlib import Path
+
+from nano import sayings
+from nano.forms import pairs
+
+SEED = 2026
+MIN_COUNT = 20  # training answers in which a word occurs; spoken by three voices that is sixty times
+NUM_SAYINGS = 4200
+NUM_READING = 150  # of each little story
+HELD_OUT_SHARE = 0.035  # of every kind, at least HELD_OUT_LEAST
+HELD_OUT_LEAST = 6
+
+
+def normalise(text):
+    """What counts as the same sentence: its words, without case and punctuation."""
+    return " ".join(words(text))
+
+
+def words(text):
+    return re.findall(r"[a-z']+", text.lower())
+
+
+def build(seed=SEED):
+    """The corpus: (train, heldout), lists of {"question", "answer", "kind"}; held-out entries are unseen sentences."""
+    rng = random.Random(seed)
+    filler = sayings.Filler(rng)
+    found = pairs(rng) + sayings.reading(filler, NUM_READING) + sayings.say_after_me(filler, NUM_SAYINGS)
+    train, heldout = split(found, rng)
+    train += top_up(train, heldout, filler)
+    rng.shuffle(train)
+    return [as_item(pair) for pair in train], [as_item(pair) for pair in heldout]
+
+
+def as_item(pair):
+    return {"question": pair.question, "answer": pair.answer, "kind": pair.kind}
+
+
+def split(found, rng):
+    """Hold out whole answer sentences, a share of every kind, keeping each fact, form and word taught: (train, heldout) Pairs."""
+    by_answer, by_kind = defaultdict(list), defaultdict(list)
+    for pair in found:
+        by_answer[normalise(pair.answer)].append(pair)
+    for key, group in by_answer.items():
+        by_kind[group[0].kind].append(key)
+    facts, forms = Counter(p.fact for p in found), Counter(p.form for p in found)
+    word_counts = Counter(word for pair in found for word in set(words(pair.answer)))
+    heldout, removed = [], set()
+    for kind in sorted(by_kind):
+        keys = sorted(by_kind[kind])
+        rng.shuffle(keys)
+        wanted = max(HELD_OUT_LEAST, round(HELD_OUT_SHARE * len(keys)))
+        for key in keys:
+            group = by_answer[key]
+            taught = all((p.fact is None or facts[p.fact] - len(group) >= 2) and forms[p.form] - len(group) >= 5 for p in group)
+            if not taught or min(word_counts[word] for word in words(key)) < 6:
+                continue
+            heldout.append(group[0])
+            removed.add(key)
+            for p in group:
+                facts[p.fact] -= 1
+                forms[p.form] -= 1
+                word_counts.subtract(set(words(p.answer)))
+            wanted -= 1
+            if not wanted:
+                break
+    train = [pair for pair in found if normalise(pair.answer) not in removed]
+    asked = {normalise(pair.question) for pair in train}
+    return train, [pair for pair in heldout if normalise(pair.question) not in asked]
+
+
+def top_up(train, heldout, filler):
+    """More sentences to repeat, until every word of a training answer has its MIN_COUNT: a list of Pairs."""
+    counts = Counter(word for pair in train for word in set(words(pair.answer)))
+    using = defaultdict(list)
+    for pair in train:
+        for word in set(words(pair.answer)):
+            using[word].append(pair.answer)
+    seen = {normalise(pair.answer) for pair in train + heldout}
+    added = []
+    short = {word: any(sayings.quotable(answer) for answer in using[word]) for word in counts if counts[word] < MIN_COUNT}
+    assert all(short.values()), [word for word in short if not short[word]]
+    for word in sorted(short):
+        while counts[word] < MIN_COUNT:
+            pair = sayings.quoting(filler, using[word])
+            assert pair is not None, f"no sentence with {word!r} is short enough to be quoted"
+            if normalise(pair.answer) not in seen:
+                seen.add(normalise(pair.answer))
+                added.append(pair)
+                counts.update(set(words(pair.answer)))
+    return added
+
+
+def write_jsonl(items, path):
+    """Atomically write dicts, one a line."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read_jsonl(path):
+    """The dicts of a JSON lines file; FileNotFoundError says which command makes it."""
+    if not Path(path).exists():
+        raise FileNotFoundError(f"{path} is missing: python -m nano.corpus --out {Path(path).parent}")
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Write the nano corpus as train.jsonl and heldout.jsonl.")
+    parser.add_argument("--out", default="out/nano/corpus")
+    parser.add_argument("--seed", type=int, default=SEED)
+    args = parser.parse_args()
+    train, heldout = build(args.seed)
+    write_jsonl(train, Path(args.out) / "train.jsonl")
+    write_jsonl(heldout, Path(args.out) / "heldout.jsonl")
+    vocabulary = {word for item in train for word in words(item["answer"])}
+    held = Counter(item["kind"] for item in heldout)
+    for kind, count in sorted(Counter(item["kind"] for item in train).items()):
+        print(f"{kind:14} {count:6} train {held[kind]:5} held out")
+    print(f"{len(train)} training pairs, {len(heldout)} held out, {len(vocabulary)} answer words -> {args.out}")
+
+
+if __name__ == "__main__":
+    main()
