@@ -19,7 +19,7 @@ import torch
 from dataset.augment import AugmentOptions, augment
 from dataset.parquet_rows import ParquetRows, Row
 from model.config import IGNORE, INPUT_RATE, NUM_STREAMS, OmniConfig
-from model.sequence import build_training_row, pad_inputs, pad_rows, tokenize_turns
+from model.sequence import build_training_row, pad_inputs, pad_rows, template_is_plain, tokenize_turns
 
 logger = logging.getLogger(__name__)
 
@@ -147,6 +147,7 @@ class OmniDataset(torch.utils.data.Dataset):
         self.tokenizer, self.config, self.max_length = tokenizer, config, max_length
         self.variants, self.seed, self.audio_frames = variants, seed, audio_frames
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by persistent workers too
+        self._plain_template = template_is_plain(tokenizer)
         special = set(tokenizer.get_added_vocab().values())
         self._plain_text = np.array([i not in special for i in range(config.vocab_size)])
         self._plain_ids = np.flatnonzero(self._plain_text)
@@ -163,8 +164,12 @@ class OmniDataset(torch.utils.data.Dataset):
         return self.rows.shuffled(self.seed, epoch)
 
     def __getitem__(self, index: int) -> OmniSample | BadRow:
+        return self.sample(index, int(self._epoch))
+
+    def sample(self, index: int, epoch: int) -> OmniSample | BadRow:
+        """Row `index` as it is in `epoch`: for loaders whose workers read ahead into the next epoch."""
         try:
-            return self.build(self.rows[index], np.random.default_rng((self.seed, int(self._epoch), index)))
+            return self.build(self.rows[index], np.random.default_rng((self.seed, epoch, index)))
         except ValueError as error:
             file, row = self.rows.where(index)
             logger.warning("skipped broken row %d of %s: %s", row, file, error)
@@ -177,7 +182,7 @@ class OmniDataset(torch.utils.data.Dataset):
         system, strip, cut, drop, mix, before, blank = rng.random(7)
         messages = list(row.messages)
         if system < v.system and messages[0]["role"] != "system":
-            messages.insert(0, {"role": "system", "content": v.system_prompts[rng.integers(len(v.system_prompts))]})
+            messages.insert(0, {"role": "system", "content": self._system_prompt(messages, rng)})
         strip_think = bool(strip < v.strip_think)
         messages, ids = self._cut(messages, cut if v.random_cut else None, strip_think)
         num_turns = sum(m["role"] == "assistant" for m in messages)
@@ -196,7 +201,7 @@ class OmniDataset(torch.utils.data.Dataset):
                                               separator)
             images = [decode_image(data) for data in row.images[:num_images]]
         if question is not None or row.images:
-            ids = tokenize_turns(self.tokenizer, messages, strip_think)
+            ids = self._tokenize(messages, strip_think)
         codes = row.answer_codes[num_turns - 1] if num_turns <= len(row.answer_codes) else None
         input_ids, text_labels, audio_labels = build_training_row(
             *ids, _codes_tensor(codes), None if drop < v.drop_ref else _codes_tensor(row.ref_codes), row.spk_emb is not None,
@@ -214,10 +219,21 @@ class OmniDataset(torch.utils.data.Dataset):
         ends = [i + 1 for i, m in enumerate(messages) if m["role"] == "assistant"]
         last = len(ends) - 1 if draw is None else int(draw * len(ends))
         for end in reversed(ends[:last + 1]):
-            ids = tokenize_turns(self.tokenizer, messages[:end], strip_think)
+            ids = self._tokenize(messages[:end], strip_think)
             if len(ids[0]) + len(ids[1]) + CUT_RESERVE < self.max_length:
                 break
         return messages[:end], ids  # the first turn when none fits
+
+    def _system_prompt(self, messages: list[dict], rng: np.random.Generator) -> str:
+        """One of the variants' prompts; an English conversation gets an English one (a small tokenizer may know no other script)."""
+        prompts = self.variants.system_prompts
+        if all(m["content"].isascii() for m in messages):
+            prompts = [p for p in prompts if p.isascii()] or prompts
+        return prompts[rng.integers(len(prompts))]
+
+    def _tokenize(self, messages: list[dict], strip_think: bool) -> tuple[list[int], list[int]]:
+        plain = self._plain_template and all(m["role"] != "tool" for m in messages)
+        return tokenize_turns(self.tokenizer, messages, strip_think, plain)
 
     @staticmethod
     def _last_question(messages: list[dict], question_audios: list[bytes | None]) -> bytes | None:
@@ -229,29 +245,33 @@ class OmniDataset(torch.utils.data.Dataset):
         """(wav (S,) at 16 kHz, number of feature vectors). Decoded even if the question ends up as text: broken is broken."""
         from model.audio import read_audio
         if self.audio_frames is None:
-            raise ValueError("the row has a spoken question, but the dataset was made without audio_frames")
-        wav = read_audio(data, INPUT_RATE, name="question_audios")
-        if self.variants.augment is not None:
-            wav = augment(wav, rng, self.variants.augment)
-        num_frames = self.audio_frames(len(wav))
-        if num_frames < 1:
+            raise RuntimeError("a row has a spoken question: give OmniDataset audio_frames, the encoder's number of vectors per wav")
+        try:
+            wav = read_audio(data, INPUT_RATE, name="question_audios")
+        except MemoryError as error:  # a damaged header may claim terabytes
+            raise ValueError(f"question_audios: {error}") from error
+        if self.audio_frames(len(wav)) < 1:
             raise ValueError(f"the spoken question of {len(wav)} samples is too short for one feature vector")
-        return torch.from_numpy(np.ascontiguousarray(wav)), num_frames
+        if self.variants.augment is not None:
+            changed = augment(wav, rng, self.variants.augment)
+            wav = changed if self.audio_frames(len(changed)) else wav  # speeding up a mere click may leave nothing
+        return torch.from_numpy(np.ascontiguousarray(wav)), self.audio_frames(len(wav))
 
     def _scheduled_sampling(self, input_ids: torch.Tensor, text_labels: torch.Tensor, audio_labels: torch.Tensor,
                             rng: np.random.Generator) -> torch.Tensor:
         """Replace some inputs of the reply by random ones, as if the model had sampled badly; labels stay right.
 
-        Only codes and ordinary text tokens of the reply: never the prompt, a stop token, or a special token such as a feature pad.
+        Only codes and ordinary text tokens of the reply: never the prompt, a stop token, or a special token such as a feature pad;
+        no special token is put in either.
         """
         ids, labels = input_ids.numpy().copy(), torch.cat([audio_labels, text_labels[None]]).numpy()
         first = int(np.argmax(labels[-1] != IGNORE)) + 1  # labels at t are inputs at t + 1
         inputs, labels = ids[:, first:], labels[:, first - 1:-1]
         chosen = (rng.random(inputs.shape) < self.variants.scheduled_sampling) & (labels != IGNORE)
         chosen[:-1] &= inputs[:-1] < self.config.num_codes
-        chosen[-1] &= self._plain_text[inputs[-1]]
+        chosen[-1] &= self._plain_text[inputs[-1]] & (np.cumsum(inputs[-1] == self.config.eos_token_id) == 0)  # nor the "\n" behind
         inputs[:-1][chosen[:-1]] = rng.integers(self.config.num_codes, size=int(chosen[:-1].sum()))
-        inputs[-1][chosen[-1]] = rng.choice(self._plain_ids, size=int(chosen[-1].sum()))
+        inputs[-1][chosen[-1]] = self._plain_ids[rng.integers(len(self._plain_ids), size=int(chosen[-1].sum()))]
         return torch.from_numpy(ids)
 
 

@@ -195,7 +195,11 @@ def parse_messages(text) -> list[dict]:
         raise ValueError("conversations is not a JSON list of {role, content}")
     for message in messages:
         if message.get("role") not in ROLES or not isinstance(message.get("content"), str):
-            raise ValueError(f"a message needs a role of {ROLES} and text as content, got {str(message)[:80]}")
+            raise ValueError(f"a message needs a role of {ROLES} and text as content, got {ascii(message)[:80]}")
+        try:
+            message["content"].encode()
+        except UnicodeEncodeError as error:  # half a surrogate pair is valid JSON, but no tokenizer takes it
+            raise ValueError(f"a message is not valid Unicode: {error}") from error
     if not any(m["role"] == "assistant" for m in messages):
         raise ValueError("the conversation has no assistant turn")
     return [{"role": m["role"], "content": m["content"]} for m in messages]

@@ -110,9 +110,32 @@ def render_chat(tokenizer, messages: list[dict], generation: bool = False, think
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation, open_thinking=thinking)
 
 
+def render_plain(messages: list[dict]) -> str:
+    """The same text as `render_chat` for system, user and assistant turns of plain text, a hundred times faster than its template.
+
+    Only for tokenizers whose template is of this form: ask `template_is_plain`.
+    """
+    parts = []
+    for message in messages:
+        role, content, think = message["role"], message["content"], ""
+        if role == "assistant":
+            before, closed, after = content.rpartition("</think>")
+            reasoning = before.split("</think>")[0].split("<think>")[-1].strip("\n") if closed else ""
+            think, content = f"<think>\n{reasoning}\n</think>\n\n", after.lstrip("\n")
+        parts.append(f"<|im_start|>{role}\n{think}{content}<|im_end|>\n")
+    return "".join(parts)
+
+
+def template_is_plain(tokenizer) -> bool:
+    """Whether the tokenizer's chat template writes plain conversations as `render_plain` does."""
+    probe = [{"role": "system", "content": " s\n"}, {"role": "user", "content": "\nu "}, {"role": "assistant", "content": "\n\n a\n"},
+             {"role": "user", "content": "v"}, {"role": "assistant", "content": "<think>\nr\n\n</think>\n\nb"}]
+    return all(render_plain(part) == render_chat(tokenizer, part) for part in (probe, probe[1:], probe[1:3]))
+
+
 def encode_text(tokenizer, text: str) -> list[int]:
     """Token ids of rendered text; special tokens written in it become their ids, none are added."""
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    return tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids  # a third of the time of tokenizer(text)
 
 
 def split_reply(rendered: str, message: dict) -> tuple[str, str]:
@@ -127,13 +150,13 @@ def split_reply(rendered: str, message: dict) -> tuple[str, str]:
     return rendered[:-len(reply)], reply
 
 
-def tokenize_turns(tokenizer, messages: list[dict], strip_think: bool = False) -> tuple[list[int], list[int]]:
+def tokenize_turns(tokenizer, messages: list[dict], strip_think: bool = False, plain: bool = False) -> tuple[list[int], list[int]]:
     """(prompt_ids, reply_ids) of a conversation that ends with an assistant message; A = len(prompt_ids).
 
-    strip_think removes every empty think block, as most training rows do.
+    strip_think removes every empty think block, as most training rows do. `plain` renders with `render_plain`.
     Prompt and reply are encoded apart: the prompt then has the very ids that generation is given.
     """
-    prompt, reply = split_reply(render_chat(tokenizer, messages), messages[-1])
+    prompt, reply = split_reply(render_plain(messages) if plain else render_chat(tokenizer, messages), messages[-1])
     if strip_think:
         prompt = prompt.replace(EMPTY_THINK, "")
     return encode_text(tokenizer, prompt), encode_text(tokenizer, reply)
