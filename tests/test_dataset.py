@@ -73,7 +73,8 @@ def write(path, rows: list[dict], row_group_size: int = 1000, schema: pa.Schema 
 def dataset(tmp_path, tokenizer):
     """dataset(rows, variants, max_length, ...) -> an OmniDataset over these rows."""
     def make(rows, variants=Variants.fixed(), max_length=512, **kwargs):
-        return OmniDataset(write(tmp_path / "rows.parquet", rows), tokenizer, CONFIG, max_length, variants, audio_frames=frames_of, **kwargs)
+        path = write(tmp_path / "rows.parquet", rows)
+        return OmniDataset(path, tokenizer, CONFIG, max_length, variants, audio_frames=frames_of, **kwargs)
     return make
 
 
