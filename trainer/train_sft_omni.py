@@ -1,0 +1,358 @@
+"""Supervised training of MiniMind-O: T2A, A2A and I2T alike; what a stage learns is chosen by --mode and --freeze_backbone.
+
+- One process, or torchrun's many; CUDA or CPU; the same losses either way.
+- A run leaves <save_dir>/<save_weight>_<hidden>[_moe].pth (fp16, to use), ..._resume.pth (everything, to continue exactly)
+  and a folder of that name with log.csv and loss.png.
+- The step never waits for the device: losses gather there and are fetched every --log_interval steps.
+- A step whose gradients are not finite is skipped on the device, and counted.
+
+    cd trainer && torchrun --nproc_per_node 1 train_sft_omni.py --data_path ../dataset/sft_t2a_mini.parquet --from_weight llm
+    python -m trainer.train_sft_omni --preset nano --from_weight none --data_path out/nano/data/train.parquet
+"""
+import argparse
+import contextlib
+import logging
+import math
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works by path and from this folder too
+
+import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+from torch.nn.parallel import DistributedDataParallel  # noqa: E402
+
+from model.checkpoint import load_strict, load_weights, remove_leftovers, resume_path, save_atomic, save_model, weights_path  # noqa: E402
+from model.config import NUM_CODEBOOKS, PRESETS, OmniConfig  # noqa: E402
+from model.model_omni import MiniMindOmni, init_talker_from_thinker, omni_loss  # noqa: E402
+from trainer.trainer_data import open_data  # noqa: E402
+from trainer.trainer_utils import (ROOT, Frontends, Meter, Processes, RunLog, StopSignal, check_config, init_distributed,  # noqa: E402
+                                   lr_at, rng_state, seed_everything, set_rng_state)
+
+NEW_PARTS = ("talker.", "audio_proj.", "vision_proj.")  # all that a weight may lack: a MiniMind language model has none of them
+LOSSES = ("total", "text", "audio", "aux", *(f"codebook_{i}" for i in range(NUM_CODEBOOKS)))
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+log = logging.getLogger("trainer")
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = p.add_argument
+    add("--data_path", nargs="+", default=["../dataset/sft_t2a_mini.parquet"], help="parquet file(s)")
+    add("--save_dir", default=str(ROOT / "out"))
+    add("--save_weight", default="sft_omni", help="name of what is trained")
+    add("--from_weight", default="llm", help="name (looked up in save_dir, then out/) or .pth file to start from; none: from scratch")
+    add("--from_resume", type=int, choices=(0, 1), default=0, help="1: continue this run where it was saved, if it was")
+    add("--mode", choices=("all", "audio_proj", "vision_proj"), default="all", help="what is trained")
+    add("--freeze_backbone", choices=("none", "all", "last1"), default="none",
+        help="all: the Thinker is frozen; last1: all of it but its last layer")
+    add("--preset", choices=sorted(PRESETS), default="base")
+    add("--hidden_size", type=int, help="default: the preset's, as for the next three")
+    add("--num_hidden_layers", type=int)
+    add("--talker_hidden_size", type=int)
+    add("--use_moe", type=int, choices=(0, 1))
+    add("--tokenizer_dir", help="default: model/ (model/nano with --preset nano)")
+    add("--audio_encoder_dir", default="../model/SenseVoiceSmall")
+    add("--vision_dir", default="../model/siglip2-base-p32-256-ve")
+    add("--epochs", type=int, default=1)
+    add("--max_steps", type=int, help="train for exactly this many steps, whatever --epochs says")
+    add("--batch_size", type=int, default=32, help="rows per process")
+    add("--accumulation_steps", type=int, default=1)
+    add("--learning_rate", type=float, default=5e-4)
+    add("--warmup_steps", type=int, default=0)
+    add("--grad_clip", type=float, default=1.0)
+    add("--max_seq_len", type=int, default=512)
+    add("--device", default="cuda:0" if torch.cuda.is_available() else "cpu")
+    add("--dtype", choices=sorted(DTYPES), help="autocast; weights stay fp32. Default: bfloat16 on CUDA, float32 on CPU")
+    add("--use_compile", type=int, choices=(0, 1), default=0)
+    add("--num_workers", type=int, default=4)
+    add("--log_interval", type=int, default=20)
+    add("--save_interval", type=int, default=1000)
+    add("--seed", type=int, default=42)
+    add("--use_wandb", action="store_true")
+    add("--wandb_project", default="MiniMind-O")
+    args = p.parse_args(argv)
+    for name in ("epochs", "batch_size", "accumulation_steps", "log_interval", "save_interval", "max_seq_len"):
+        if getattr(args, name) < 1:
+            p.error(f"--{name} must be at least 1")
+    return args
+
+
+def input_path(path: str) -> Path:
+    """A file or folder to read: relative to here, else to trainer/, where the usual commands are written to be run."""
+    here, usual = Path(path), ROOT / "trainer" / path
+    return usual if not here.exists() and usual.exists() else here
+
+
+def load_tokenizer(args: argparse.Namespace):
+    """FileNotFoundError names the folder."""
+    from transformers import AutoTokenizer
+    folder = input_path(args.tokenizer_dir) if args.tokenizer_dir else ROOT / "model" / ("nano" if args.preset == "nano" else "")
+    if not (folder / "tokenizer.json").is_file():
+        raise FileNotFoundError(f"no tokenizer.json in {folder}; give its folder with --tokenizer_dir")
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def build_config(args: argparse.Namespace, tokenizer) -> OmniConfig:
+    """The preset with the sizes given on the command line; the ids of "</think>\\n\\n" are the tokenizer's."""
+    given = {name: getattr(args, name) for name in ("hidden_size", "num_hidden_layers", "talker_hidden_size")}
+    if args.use_moe is not None:
+        given["use_moe"] = bool(args.use_moe)
+    think_end_ids = tokenizer("</think>\n\n", add_special_tokens=False)["input_ids"]
+    config = OmniConfig.preset(args.preset, think_end_ids=think_end_ids, **{k: v for k, v in given.items() if v is not None})
+    check_config(config, tokenizer, args.max_seq_len)
+    return config
+
+
+def load_start(model: MiniMindOmni, args: argparse.Namespace) -> None:
+    """Load --from_weight. Parts it lacks stay random, but a missing Talker begins as a copy of the Thinker's last layers."""
+    if args.from_weight == "none":
+        return
+    path = Path(args.from_weight)
+    if path.suffix != ".pth":
+        folders = [Path(args.save_dir), ROOT / "out"]
+        path = next((p for p in (weights_path(f, args.from_weight, model.config) for f in folders) if p.is_file()),
+                    weights_path(folders[0], args.from_weight, model.config))
+    absent = load_strict(model, load_weights(path), allow_missing_prefixes=NEW_PARTS)
+    if absent:
+        log.info("%s has no %s: these start anew", path, ", ".join(sorted(absent)))
+    if "talker." in absent:
+        try:
+            init_talker_from_thinker(model)
+        except ValueError as error:  # a Talker of another width has nothing to copy: it starts random
+            log.warning("%s", error)
+
+
+def set_trainable(model: MiniMindOmni, mode: str, freeze_backbone: str) -> None:
+    """mode "audio_proj" / "vision_proj": that projector alone. "all": everything, less the Thinker as freeze_backbone says."""
+    last = f"model.layers.{model.config.num_hidden_layers - 1}."
+    for name, parameter in model.named_parameters():
+        if mode != "all":
+            parameter.requires_grad_(name.startswith(f"{mode}."))
+        elif name.startswith("model.") and freeze_backbone != "none":  # the tied lm_head goes with the embedding
+            parameter.requires_grad_(freeze_backbone == "last1" and name.startswith(last))
+        else:
+            parameter.requires_grad_(True)
+
+
+class LossModel(nn.Module):
+    """Model and loss as one module: DDP and torch.compile wrap all device work, and no logits leave it."""
+
+    def __init__(self, model: MiniMindOmni):
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: dict, text_labels: Tensor, audio_labels: Tensor) -> tuple[Tensor, Tensor]:
+        """-> (loss with gradient, detached (12,) in the order of LOSSES)."""
+        losses = omni_loss(self.model(**inputs), text_labels, audio_labels, self.model.config)
+        parts = torch.stack([losses.total, losses.text, losses.audio, losses.aux]).detach()
+        return losses.total, torch.cat([parts, losses.per_codebook])
+
+
+class Trainer:
+    """A run: model, optimizer and position. `fit` trains to the end, `save` and `load` make it continue exactly."""
+
+    def __init__(self, args: argparse.Namespace, procs: Processes):
+        self.args, self.procs, self.device = args, procs, procs.device
+        seed_everything(args.seed)  # the same weights on every rank
+        tokenizer = load_tokenizer(args)
+        self.config = build_config(args, tokenizer)
+        self.weights = weights_path(args.save_dir, args.save_weight, self.config)
+        self.resume_file = resume_path(args.save_dir, args.save_weight, self.config)
+        self.data = open_data([input_path(p) for p in args.data_path], tokenizer, self.config, args, procs)
+        self.frontends = Frontends(input_path(args.audio_encoder_dir), input_path(args.vision_dir), self.device)
+        self.model = MiniMindOmni(self.config)
+        self.resuming = bool(args.from_resume) and self.resume_file.is_file()
+        if not self.resuming:
+            load_start(self.model, args)
+        self.model.to(self.device).train()
+        set_trainable(self.model, args.mode, args.freeze_backbone)
+        self.trained = [p for p in self.model.parameters() if p.requires_grad]
+        # fused: one kernel a step, and it can skip a step by a flag that lives on the device
+        self.optimizer = torch.optim.AdamW(self.trained, lr=args.learning_rate, fused=True)
+        self.dtype = DTYPES[args.dtype or ("bfloat16" if self.device.type == "cuda" else "float32")]
+        half = self.dtype == torch.float16
+        # Only fp16 needs scaling; at a scale of 1 the scaler still is torch's way to skip non-finite steps without a sync.
+        self.scaler = torch.amp.GradScaler(self.device.type, init_scale=2.0 ** 16 if half else 1.0,
+                                           growth_interval=2000 if half else 2 ** 30, backoff_factor=0.5 if half else 1 - 1e-12)
+        self.net = self._wrap()
+        self.step = self.batches = self.skipped_rows = self.skipped_steps = 0
+        self.window = torch.zeros(len(LOSSES) + 3, device=self.device)  # sums since the last log: losses, grad norm, good and bad steps
+        self.total_batches = args.max_steps * args.accumulation_steps if args.max_steps else args.epochs * self.data.plan.batches_per_epoch
+        self.total_steps = math.ceil(self.total_batches / args.accumulation_steps)
+        self.stop = StopSignal()
+        if procs.main:
+            for file in (self.weights, self.weights.with_suffix(".json"), self.resume_file):
+                remove_leftovers(file)
+        seed_everything(args.seed + procs.rank)  # dropout differs between ranks
+        if self.resuming:
+            self.load()
+
+    def _wrap(self) -> nn.Module:
+        net = LossModel(self.model)
+        if self.args.use_compile:
+            net = torch.compile(net, dynamic=True)  # lengths differ from batch to batch: one graph for all of them
+        if self.procs.world > 1:
+            # In mode "all" a projector gets no gradient from a batch without its input, and DDP must be told to expect that.
+            # Training a projector alone, every parameter always has a gradient (see _inputs).
+            net = DistributedDataParallel(net, device_ids=[self.device] if self.device.type == "cuda" else None,
+                                          find_unused_parameters=self.args.mode == "all")
+        return net
+
+    def _inputs(self, batch: dict) -> dict:
+        """Model inputs on the device: ids, speaker, and the frozen encoders' features."""
+        audio, lens = self.frontends.audio(batch["wavs"])
+        images = self.frontends.images(batch["images"])
+        rows = len(batch["input_ids"])
+        # A projector trained alone on a batch without its input: a feature that is placed nowhere keeps the loss's graph.
+        if self.args.mode == "audio_proj" and audio is None:
+            audio = torch.zeros(rows, 1, self.config.audio_hidden_size, device=self.device)
+            lens = torch.zeros(rows, dtype=torch.long, device=self.device)
+        if self.args.mode == "vision_proj" and images is None:
+            images = torch.zeros(rows, 1, self.config.image_token_len, self.config.image_hidden_size, device=self.device)
+        return dict(input_ids=batch["input_ids"].to(self.device, non_blocking=True), audio_features=audio, audio_lens=lens,
+                    image_features=images, spk_emb=batch["spk_emb"].to(self.device, non_blocking=True))
+
+    def train_step(self, micro_batches: list[dict]) -> None:
+        """One optimizer step over the accumulated batches. Reads nothing back from the device."""
+        rate = lr_at(self.step, self.total_steps, self.args.learning_rate, self.args.warmup_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        sums = torch.zeros(len(LOSSES), device=self.device)
+        for i, batch in enumerate(micro_batches):
+            last = i == len(micro_batches) - 1
+            wait = self.net.no_sync() if self.procs.world > 1 and not last else contextlib.nullcontext()
+            labels = [batch[name].to(self.device, non_blocking=True) for name in ("text_labels", "audio_labels")]
+            inputs = self._inputs(batch)
+            with wait:
+                with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                    loss, parts = self.net(inputs, *labels)
+                self.scaler.scale(loss / len(micro_batches)).backward()
+            sums += parts / len(micro_batches)
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.trained, self.args.grad_clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        good = norm.isfinite()  # the same on every rank: gradients are already averaged
+        figures = torch.cat([sums, norm[None]]).where(good, 0)
+        self.window += torch.cat([figures, torch.stack([good, ~good]).float()])
+        self.step += 1
+        self.batches += len(micro_batches)
+        self.skipped_rows += sum(batch["num_skipped"] for batch in micro_batches)
+
+    def fit(self) -> bool:
+        """Train to the end (True), or until SIGTERM asks for a stop (False): the run is then saved, ready for --from_resume 1."""
+        args, last_saved = self.args, None
+        report = None
+        if self.procs.main:
+            report = RunLog(self.weights.with_suffix(""), self.total_steps, self.step, args.wandb_project if args.use_wandb else None,
+                            vars(args))
+        batches, meter, stopped = iter(self.data.loader(self.batches, self.total_batches)), Meter(), False
+        while self.step < self.total_steps and not stopped:
+            count = min(args.accumulation_steps, self.total_batches - self.batches)
+            self.train_step(meter.fetch(batches, count))
+            stopped = self.stop.asked and self.procs.world == 1
+            if report:
+                report.advance()
+            if self.step % args.log_interval == 0 or self.step == self.total_steps:
+                stopped = self.read_window(meter, report)
+            if self.step % args.save_interval == 0:
+                self.save()
+                last_saved = self.step
+                if report:
+                    report.plot()
+        if last_saved != self.step:
+            self.save()
+        if report:
+            report.close()
+            log.info("%s %s: step %d of %d, rows skipped %d, steps skipped %d", "stopped and saved" if stopped else "finished",
+                     self.weights, self.step, self.total_steps, self.skipped_rows, self.skipped_steps)
+        return not stopped
+
+    def read_window(self, meter: Meter, report: RunLog | None) -> bool:
+        """Report the averages over all ranks since the last log, the one place that waits for the device. True: stop was asked."""
+        host = torch.tensor([self.skipped_rows, self.stop.asked], device=self.device, dtype=torch.float32)
+        figures = torch.cat([self.window, host])
+        if self.procs.world > 1:
+            dist.all_reduce(figures)  # also how the ranks agree to stop at the same step
+        *sums, good, bad, skipped_rows, stop = figures.tolist()
+        self.window.zero_()
+        self.skipped_steps += round(bad / self.procs.world)
+        means = {name: value / max(good, 1) for name, value in zip((*LOSSES, "grad_norm"), sums)}
+        values = {"epoch": round(self.batches / self.data.plan.batches_per_epoch, 4), "lr": self.optimizer.param_groups[0]["lr"], **means,
+                  **meter.figures(self.procs), "skipped_rows": int(skipped_rows), "skipped_steps": self.skipped_steps}
+        meter.restart()
+        if report:
+            report.write(self.step, values)
+        return stop > 0
+
+    def save(self) -> None:
+        """Write the resume checkpoint, then the fp16 weights. Each is replaced atomically; a kill in between leaves both readable."""
+        mine = {"rng": rng_state(self.device), "skipped_rows": self.skipped_rows, "window": self.window.cpu()}
+        ranks = [mine]
+        if self.procs.world > 1:
+            ranks = [None] * self.procs.world
+            dist.all_gather_object(ranks, mine)
+        if not self.procs.main:
+            return
+        position = {"step": self.step, "epoch": self.batches / self.data.plan.batches_per_epoch}
+        save_atomic({**position, "batches": self.batches, "plan": self.data.plan.state(), "skipped_steps": self.skipped_steps,
+                     "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
+                     "ranks": ranks, "args": vars(self.args), "config": self.config.to_dict()}, self.resume_file)
+        save_model(self.model, self.weights, {**position, "args": vars(self.args)})
+
+    def load(self) -> None:
+        """Continue from the resume checkpoint: exactly, if the data and the global batch are the same.
+
+        Raises ValueError when the checkpoint is of another model or another stage.
+        """
+        state = load_weights(self.resume_file)
+        config, stage = self.config.to_dict(), ("mode", "freeze_backbone")
+        differing = [f"{k}: {v!r} there, {config.get(k)!r} here" for k, v in state["config"].items() if config.get(k) != v]
+        differing += [f"{k}: {state['args'][k]!r} there, {getattr(self.args, k)!r} here" for k in stage
+                      if state["args"][k] != getattr(self.args, k)]
+        if differing:
+            raise ValueError(f"{self.resume_file} is of another run ({'; '.join(differing)}); use its settings, another --save_weight, "
+                             "or --from_resume 0")
+        load_strict(self.model, state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.step, self.batches, self.skipped_steps = state["step"], state["batches"], state["skipped_steps"]
+        plan = self.data.plan.state()
+        if plan != state["plan"]:
+            self.batches = round(state["epoch"] * plan["batches_per_epoch"])
+            self.step = self.batches // self.args.accumulation_steps
+            log.warning("data or global batch changed (%s -> %s): continuing at epoch %.3f, not bit for bit", state["plan"], plan,
+                        state["epoch"])
+        if len(state["ranks"]) == self.procs.world:
+            mine = state["ranks"][self.procs.rank]
+            set_rng_state(mine["rng"], self.device)
+            self.skipped_rows = mine["skipped_rows"]
+            self.window.copy_(mine["window"])
+        else:
+            self.skipped_rows = sum(r["skipped_rows"] for r in state["ranks"]) if self.procs.main else 0
+        log.info("continuing %s at step %d of %d", self.resume_file, self.step, self.total_steps)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    procs = init_distributed(args.device)
+    logging.basicConfig(level=logging.INFO if procs.main else logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
+    torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in fp32
+    try:
+        Trainer(args, procs).fit()
+    except (ValueError, FileNotFoundError) as error:
+        if not procs.main:
+            raise
+        log.error("%s", error)
+        return 2
+    finally:
+        if procs.world > 1:
+            dist.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
