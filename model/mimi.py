@@ -144,7 +144,7 @@ class Mimi:
 
         if not (Path(folder) / "config.json").is_file():
             raise FileNotFoundError(f"no Mimi codec in {folder}: run `modelscope download --model gongjy/mimi --local_dir {folder}`")
-        with no_progress_bars():
+        with quiet_transformers():  # what it would report, `info` says
             model, info = MimiModel.from_pretrained(str(folder), dtype=torch.float32, local_files_only=True,
                                                     output_loading_info=True)
         missing = [key for key in info["missing_keys"] if encoder or not key.startswith(ENCODER_PARTS)]
@@ -320,16 +320,18 @@ def _quantize(latents: Tensor, chains: list[Chain]) -> Tensor:
 # ---- taking over the weights
 
 @contextmanager
-def no_progress_bars():
-    """transformers draws a bar for every load, which would cut through a streamed reply; put back what was set before."""
+def quiet_transformers():
+    """No progress bars and load reports: they would cut through a streamed reply. What was set before comes back."""
     from transformers.utils import logging as transformers_logging
 
-    shown = transformers_logging.is_progress_bar_enabled()
+    bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
-        if shown:
+        transformers_logging.set_verbosity(level)
+        if bars:
             transformers_logging.enable_progress_bar()
 
 
