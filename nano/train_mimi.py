@@ -1,0 +1,469 @@
+"""Train the nano codec: transformers' Mimi architecture, small, from nothing but speech; the result loads with MimiModel.from_pretrained.
+
+- The latents get a meaning before any network exists (mimi_targets): log-mel patches, principal components, residual k-means books.
+- `learn`: the encoder regresses those latents, the decoder learns to speak from the quantised ones; two independent tasks.
+- `joint`: the books are fitted again to what the encoder really emits and the decoder hears only its codes, so encode -> codes ->
+  decode is what improves; gradients pass the quantizer straight through.
+- `adversarial`: the same with a discriminator. The folder before it is kept as `plain/`, to compare.
+- The whole speech stays on the device as int16; crops, resampling to 24 kHz, speaker variants and gain happen there.
+- Progress is a share of `--minutes` (a GPU loan) or `--steps` (a fixed recipe); either way a killed run continues where it was.
+
+    python -m nano.train_mimi --speech out/nano/speech --out out/nano/codec --device cuda --minutes 7
+    python -m nano.train_mimi --speech out/nano/speech --out out/nano/codec --batch_size 8 --frames 8 --steps 12000
+"""
+import argparse
+import csv
+import json
+import logging
+import math
+import os
+import shutil
+import sys
+import time
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+from transformers import EncodecFeatureExtractor, MimiConfig, MimiModel
+
+from nano.mimi_losses import Discriminator, deceive_loss, hinge_loss, match_loss, mel_banks, stft_loss
+from nano.mimi_targets import FRAME_SAMPLES, MELS, HOP, LatentSpace, log_mel_patches, mel_filterbank, MAX_HZ, WINDOW, quantise, \
+    residual_kmeans
+
+INPUT_RATE, SAMPLE_RATE = 16_000, 24_000
+NUM_CODEBOOKS = 8
+TAPS, PHASES = 32, 1536  # of the resampling kernel: input samples it spans, sub-sample positions (a multiple of 3: exact at 2 / 3)
+CURVE = ("step", "minutes", "phase", "lr", "reconstruction", "latent", "commit", "adversarial", "match", "discriminator")
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Options:
+    """Everything that shapes a run; saved in its checkpoint."""
+    codes: int = 1024
+    dims: int = 96
+    hidden: int = 128
+    filters: int = 16
+    layers: int = 2
+    batch_size: int = 64
+    frames: int = 24  # of a crop, 80 ms each
+    lr: float = 1.5e-3
+    joint_at: float = 0.3  # share of the run at which the decoder starts to hear the encoder's codes
+    adversarial_at: float = 0.55  # 1 = never
+    adversarial_weight: float = 0.05
+    match_weight: float = 0.5
+    judge_width: int = 16  # channels of the discriminator
+    latent_weight: float = 0.2  # of the regression once the encoder also serves the decoder
+    commit_weight: float = 0.1
+    fit_frames: int = 60_000  # 80 minutes
+    kmeans_rounds: int = 15
+    seed: int = 0
+
+
+def mimi_config(options):
+    """MimiConfig of the nano codec.
+
+    transformers insists on at least one quantizer beside the semantic chain, and quantises it from the same latent rather than from
+    the chain's residual; so the 8 codebooks are the semantic chain and a ninth, of zeros, is never asked for (the released Mimi has 32
+    and speaks 8 too: always encode with num_quantizers=8).
+    """
+    return MimiConfig(hidden_size=options.hidden, num_filters=options.filters, num_hidden_layers=options.layers,
+                      intermediate_size=4 * options.hidden, num_attention_heads=4, num_key_value_heads=4,
+                      codebook_size=options.codes, codebook_dim=options.dims, vector_quantization_hidden_dimension=options.dims,
+                      num_semantic_quantizers=NUM_CODEBOOKS, num_quantizers=NUM_CODEBOOKS + 1, upsample_groups=options.hidden,
+                      sliding_window=32, max_position_embeddings=8000, layer_scale_initial_scale=0.3)
+
+
+# speech
+
+
+def read_speech(folder):
+    """All samples of nano.speech's shards in `folder`, one after another: (N,) int16 at 16 kHz. FileNotFoundError if there are none."""
+    indexes = sorted(Path(folder).glob("*.json"))
+    shards = [index.with_suffix(".npy") for index in indexes if index.with_suffix(".npy").exists()]
+    if not shards:
+        raise FileNotFoundError(f"no speech shards (KEY.json + KEY.npy) in {folder}: make them with `python -m nano.speech`")
+    return np.concatenate([np.load(shard) for shard in shards])
+
+
+def resampling_kernels(device):
+    """Windowed-sinc weights of TAPS input samples for every sub-sample position: (PHASES, TAPS)."""
+    tap = torch.arange(1 - TAPS // 2, TAPS // 2 + 1, device=device)
+    distance = tap - torch.arange(PHASES, device=device)[:, None] / PHASES
+    return torch.sinc(distance) * torch.cos(distance * (math.pi / (TAPS + 2))).square()
+
+
+def resample_at(speech, starts, rates, samples, kernels):
+    """Crops at 24 kHz, every one with its own speed.
+
+    speech (N,) int16 at 16 kHz, starts (B,) first input sample, rates (B,) input seconds per output second (above 1 is faster and
+    higher) -> (B, samples) float32 in [-1, 1]. Above 1 the kernel still passes everything: 8 kHz * 1.2 is below 12 kHz.
+    """
+    where = torch.arange(samples, device=speech.device) * (INPUT_RATE / SAMPLE_RATE) * rates[:, None]
+    phase = (where * PHASES).round().long()
+    left = starts[:, None] + phase // PHASES + 1 - TAPS // 2
+    windows = speech.unfold(0, TAPS, 1)  # a view: row i is speech[i:i + TAPS]
+    return torch.einsum("bst,bst->bs", windows[left.clamp(0, len(windows) - 1)].float() / 32768, kernels[phase % PHASES])
+
+
+def draw_crops(speech, batch_size, samples, generator, kernels):
+    """A batch of random crops with speaker variants (half of them sped up or down) and gain: (B, samples) float32 at 24 kHz."""
+    def uniform(low, high):
+        return low + (high - low) * torch.rand(batch_size, generator=generator, device=speech.device)
+    rates = torch.where(uniform(0, 1) < 0.5, uniform(0.85, 1.2), torch.ones((), device=speech.device))
+    starts = (uniform(0, 1).double() * (len(speech) - samples)).long()  # an input crop is shorter than its output: 1.2 * 2 / 3 < 1
+    gain = torch.exp(uniform(math.log(0.4), math.log(2.0)))
+    return (resample_at(speech, starts, rates, samples, kernels) * gain[:, None]).clamp(-1, 1)
+
+
+# the model, run without transformers' per-convolution device synchronisation (its paddings are tensors)
+
+
+def halves(model):
+    """Encoder and decoder parts by name; transformers moved them into submodules between 5.17 and 5.23."""
+    if hasattr(model.encoder, "encoder_seanet"):
+        encoder, decoder = model.encoder, model.decoder
+        return dict(seanet_in=encoder.encoder_seanet, transformer_in=encoder.encoder_transformer, downsample=encoder.downsample,
+                    upsample=decoder.upsample, transformer_out=decoder.decoder_transformer, seanet_out=decoder.decoder_seanet)
+    return dict(seanet_in=model.encoder, transformer_in=model.encoder_transformer, downsample=model.downsample,
+                upsample=model.upsample, transformer_out=model.decoder_transformer, seanet_out=model.decoder)
+
+
+def _run(layer, x):
+    """One SEANet layer on x (B, C, T); equals its own forward when T is a multiple of the stride."""
+    if hasattr(layer, "block"):
+        y = x
+        for inner in layer.block:
+            y = _run(inner, y)
+        return x + y
+    if isinstance(getattr(layer, "conv", None), torch.nn.Conv1d):
+        conv = layer.conv
+        padding = (conv.kernel_size[0] - 1) * conv.dilation[0] + 1 - conv.stride[0]
+        return conv(F.pad(x, (padding, 0), mode=layer.pad_mode))
+    return layer(x)
+
+
+def encode_latents(model, wav):
+    """wav (B, S), S a multiple of 1920 -> latents before quantisation (B, D, S // 1920)."""
+    parts = halves(model)
+    x = wav[:, None]
+    for layer in parts["seanet_in"].layers:
+        x = _run(layer, x)
+    x = parts["transformer_in"](x.transpose(1, 2)).last_hidden_state.transpose(1, 2)
+    return model.quantizer.semantic_residual_vector_quantizer.input_proj(_run(parts["downsample"], x))
+
+
+def decode_latents(model, latents):
+    """Quantised latents (B, D, F) -> wav (B, F * 1920)."""
+    parts = halves(model)
+    x = parts["upsample"](model.quantizer.semantic_residual_vector_quantizer.output_proj(latents))
+    x = parts["transformer_out"](x.transpose(1, 2)).last_hidden_state.transpose(1, 2)
+    for layer in parts["seanet_out"].layers:
+        x = _run(layer, x)
+    return x[:, 0]
+
+
+def set_books(model, books):
+    """Put books (8, C, D) into the model's quantizer; the ninth codebook stays zero."""
+    for layer, book in zip(model.quantizer.semantic_residual_vector_quantizer.layers, books):
+        layer.codebook.embed_sum.copy_(book)
+        layer.codebook.cluster_usage.fill_(1.0)
+        layer.codebook._embed = None  # transformers' cached quotient of the two
+
+
+def save_folder(model, folder):
+    """Write a folder in the released format (config.json, model.safetensors in float16, preprocessor_config.json), atomically.
+
+    config.json says float32, so that from_pretrained widens the weights; `model` is left as it is.
+    """
+    folder = Path(folder)
+    fresh = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+    half = MimiModel(model.config)
+    half.load_state_dict(model.state_dict())
+    half.half().save_pretrained(fresh)
+    config = json.loads((fresh / "config.json").read_text(encoding="utf-8"))
+    (fresh / "config.json").write_text(json.dumps({**config, "dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
+    EncodecFeatureExtractor(feature_size=1, sampling_rate=SAMPLE_RATE).save_pretrained(fresh)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(fresh, folder)
+
+
+# training
+
+
+class Run:
+    """One training run: models, optimisers, average weights and position, all of which its checkpoint restores."""
+
+    def __init__(self, options, speech, device):
+        self.options, self.device = options, torch.device(device)
+        self.speech = torch.from_numpy(speech).to(self.device)
+        torch.manual_seed(options.seed)  # weight initialisation only; everything after draws from the generators
+        self.model = MimiModel(mimi_config(options)).to(self.device)
+        with torch.no_grad():
+            halves(self.model)["seanet_out"].layers[-1].conv.weight.mul_(0.1)  # else it starts thirty times too loud
+        self.average = MimiModel(mimi_config(options)).to(self.device).requires_grad_(False)
+        self.average.load_state_dict(self.model.state_dict())
+        self.judge = Discriminator(options.judge_width).to(self.device)
+        self.optimizer = self._adamw([p for name, p in self.model.named_parameters() if "acoustic" not in name])
+        self.judge_optimizer = self._adamw(self.judge.parameters())
+        self.cpu_random = torch.Generator().manual_seed(options.seed)
+        self.random = torch.Generator(self.device).manual_seed(options.seed)
+        self.banks, self.kernels = mel_banks(self.device), resampling_kernels(self.device)
+        self.step, self.seconds, self.phase = 0, 0.0, "start"
+        self.space = self.books = None
+
+    def _adamw(self, parameters):
+        return torch.optim.AdamW(parameters, lr=self.options.lr, betas=(0.8, 0.99), weight_decay=1e-3,
+                                 fused=self.device.type == "cuda")
+
+    def crops(self, count=None):
+        return draw_crops(self.speech, count or self.options.batch_size, self.options.frames * FRAME_SAMPLES, self.random, self.kernels)
+
+    @torch.no_grad()
+    def fit(self, latents_of=None):
+        """Fit the latent space (first call) and the books, to target latents or to those that `latents_of(wav)` gives."""
+        options, rows = self.options, []
+        batches = math.ceil(options.fit_frames / (options.batch_size * options.frames))
+        if self.space is None:
+            filters = mel_filterbank(MELS, WINDOW, MAX_HZ, self.device)
+            patches = torch.cat([log_mel_patches(self.crops(), filters).flatten(0, 1) for _ in range(batches)])
+            self.space, kept = LatentSpace.fit(patches, options.dims)
+            log.info("%d frames: %d of %d dimensions keep %.4f of the variance", len(patches), options.dims, patches.shape[1], kept)
+        encode = latents_of or self.space.encode
+        for _ in range(batches):
+            rows.append(encode(self.crops()).transpose(1, 2).flatten(0, 1))
+        self.books, left = residual_kmeans(torch.cat(rows), NUM_CODEBOOKS, options.codes, options.kmeans_rounds, self.cpu_random)
+        for model in (self.model, self.average):
+            set_books(model, self.books)
+        log.info("variance left after 1..8 books: %s", " ".join(f"{share:.4f}" for share in left))
+
+    def generator_losses(self, wav, target):
+        """Losses by name and the decoded wav; what is trained on what depends on the phase."""
+        emitted = encode_latents(self.model, wav)
+        losses = {"latent": F.mse_loss(emitted, target)}
+        if self.phase == "learn":
+            with torch.no_grad():
+                heard, _ = quantise(target, self.books)
+        else:
+            with torch.no_grad():
+                nearest, _ = quantise(emitted, self.books)
+            losses["commit"] = F.mse_loss(emitted, nearest)
+            heard = emitted + (nearest - emitted).detach()
+        fake = decode_latents(self.model, heard)
+        losses["reconstruction"] = stft_loss(fake, wav, self.banks)
+        return losses, fake
+
+    def train_step(self, progress):
+        """One batch; returns detached scalar losses by name, still on the device."""
+        options = self.options
+        rate = options.lr * min(1.0, 0.02 + progress / 0.02) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+        for optimizer, factor in ((self.optimizer, 1.0), (self.judge_optimizer, 0.5)):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * factor
+        wav = self.crops()
+        with torch.no_grad():
+            target = self.space.encode(wav)
+        losses, fake = self.generator_losses(wav, target)
+        weights = {"reconstruction": 1.0, "latent": 1.0 if self.phase == "learn" else options.latent_weight, "commit": options.commit_weight}
+        if self.phase == "adversarial":
+            half = len(wav) // 2  # the judge costs more than the codec: half the batch is enough
+            losses["discriminator"] = self._train_judge(fake[:half].detach(), wav[:half])
+            with torch.no_grad():
+                real_maps = self.judge(wav[:half])
+            fake_maps = self.judge(fake[:half])
+            losses |= {"adversarial": deceive_loss(fake_maps), "match": match_loss(fake_maps, real_maps)}
+            weights |= {"adversarial": options.adversarial_weight, "match": options.match_weight}
+        self.optimizer.zero_grad(set_to_none=True)
+        sum(weight * losses[name] for name, weight in weights.items() if name in losses).backward()
+        torch.nn.utils.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], 1.0)
+        self.optimizer.step()
+        self._update_average()
+        self.step += 1
+        return {name: value.detach() for name, value in losses.items()}
+
+    def _train_judge(self, fake, real):
+        loss = hinge_loss(self.judge(fake), self.judge(real))
+        self.judge_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.judge_optimizer.step()
+        return loss
+
+    @torch.no_grad()
+    def _update_average(self):
+        decay = min(0.999, self.step / (self.step + 20))
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
+
+    def enter(self, phase, folder):
+        """What has to happen when a phase begins."""
+        log.info("step %d, %.1f min: phase %s", self.step, self.seconds / 60, phase)
+        if phase != "learn":
+            self.fit(lambda wav: encode_latents(self.average, wav))
+        if phase == "adversarial":
+            save_folder(self.average, folder / "plain")
+        self.phase = phase
+
+    def state(self):
+        names = ("model", "average", "judge", "optimizer", "judge_optimizer")
+        return {**{name: getattr(self, name).state_dict() for name in names}, "options": asdict(self.options), "books": self.books,
+                "space": asdict(self.space), "step": self.step, "seconds": self.seconds, "phase": self.phase,
+                "cpu_random": self.cpu_random.get_state(), "random": self.random.get_state()}
+
+    def restore(self, state):
+        """Continue a saved run; ValueError when it was started with other options."""
+        if state["options"] != asdict(self.options):
+            changed = sorted(k for k, v in asdict(self.options).items() if state["options"].get(k) != v)
+            raise ValueError(f"the checkpoint was made with other options ({', '.join(changed)}): use them, or another --out")
+        for name in ("model", "average", "judge", "optimizer", "judge_optimizer"):
+            getattr(self, name).load_state_dict(state[name])
+        self.space = LatentSpace(**{name: value.to(self.device) for name, value in state["space"].items()})
+        self.books = state["books"].to(self.device)
+        for model in (self.model, self.average):
+            set_books(model, self.books)
+        self.step, self.seconds, self.phase = state["step"], state["seconds"], state["phase"]
+        self.cpu_random.set_state(state["cpu_random"].cpu())
+        self.random.set_state(state["random"].cpu())
+
+
+def save_checkpoint(state, path):
+    """torch.save through a temporary file in the same folder, so a kill at any moment leaves a whole checkpoint."""
+    fresh = path.with_name(f"{path.name}.tmp")
+    with open(fresh, "wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(fresh, path)
+
+
+def phase_at(progress, options):
+    """Name of the phase at `progress` (0..1) of the run."""
+    if progress < options.joint_at:
+        return "learn"
+    return "joint" if progress < options.adversarial_at else "adversarial"
+
+
+def train(options, speech, out, device="cpu", steps=None, minutes=None, log_interval=50, save_interval=2000, stop_after=None):
+    """Train (or continue) in folder `out`: checkpoint.pt, curve.csv, curve.png, plain/ and mimi/, the codec. Returns the Run.
+
+    The run's length is `steps` or, for a lent machine, `minutes` of training in all. `stop_after` ends this call after that many
+    steps as a kill would, for tests.
+    """
+    if (steps is None) == (minutes is None):
+        raise ValueError("give either steps or minutes")
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    run, checkpoint = Run(options, speech, device), out / "checkpoint.pt"
+    if checkpoint.exists():
+        run.restore(torch.load(checkpoint, map_location=run.device, weights_only=True))
+        log.info("continuing %s at step %d", out, run.step)
+    else:
+        run.fit()
+    rows, clock = [], time.perf_counter() - run.seconds
+    _trim_curve(out / "curve.csv", run.step)
+    bar = tqdm(total=steps, initial=run.step, unit="it", desc="codec", mininterval=5)
+    first = run.step
+    while True:
+        run.seconds = time.perf_counter() - clock
+        progress = run.step / steps if steps else run.seconds / (60 * minutes)
+        if progress >= 1 or (stop_after and run.step - first >= stop_after):
+            break
+        phase = phase_at(progress, options)
+        if phase != run.phase:
+            run.enter(phase, out)
+        losses = run.train_step(progress)
+        bar.update()
+        if run.step % log_interval == 0:
+            values = {name: float(value) for name, value in losses.items()}
+            if not all(math.isfinite(value) for value in values.values()):
+                raise FloatingPointError(f"step {run.step}: a loss is not finite: {values}")
+            rows.append({"step": run.step, "minutes": run.seconds / 60, "phase": phase, "lr": run.optimizer.param_groups[0]["lr"], **values})
+            left = "" if steps else f", {minutes - run.seconds / 60:.1f} min left"
+            bar.set_postfix_str(f"{phase} " + " ".join(f"{k[:5]} {v:.3f}" for k, v in values.items()) + left)
+        if run.step % save_interval == 0:
+            save_checkpoint(run.state(), checkpoint)
+            rows = _append_curve(out / "curve.csv", rows)
+    bar.close()
+    if stop_after is None or progress >= 1:
+        save_checkpoint(run.state(), checkpoint)
+        _append_curve(out / "curve.csv", rows)
+        save_folder(run.average, out / "mimi")
+        draw_curve(out / "curve.csv", out / "curve.png")
+    return run
+
+
+# the curve
+
+
+def _trim_curve(path, step):
+    """Drop rows after `step`: they belong to work that a kill undid."""
+    if path.exists():
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+        path.unlink()
+        _append_curve(path, rows)
+
+
+def _append_curve(path, rows):
+    """Append rows to the CSV, with its header when new; returns the emptied list."""
+    new = not path.exists()
+    with open(path, "a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, CURVE)
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
+    return []
+
+
+def draw_curve(source, target):
+    """PNG of the curve CSV; without matplotlib (a lent machine) the CSV has to do."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        log.warning("matplotlib is missing, no %s; %s has the numbers", target, source)
+        return
+    with open(source, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    figure = Figure(figsize=(8, 5))
+    axes = figure.subplots()
+    for name in CURVE[4:]:
+        points = [(int(row["step"]), float(row[name])) for row in rows if row[name]]
+        if points:
+            axes.plot(*zip(*points), label=name, linewidth=1)
+    axes.set(xlabel="step", yscale="symlog", title="nano codec")
+    axes.legend()
+    figure.savefig(target, dpi=100)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--speech", default="out/nano/speech", help="folder of nano.speech's shards")
+    parser.add_argument("--out", default="out/nano/codec")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--steps", type=int, help="length of the run in steps")
+    parser.add_argument("--minutes", type=float, help="length of the run in minutes of training")
+    parser.add_argument("--log_interval", type=int, default=50)
+    parser.add_argument("--save_interval", type=int, default=1000)
+    parser.add_argument("--threads", type=int, help="CPU threads")
+    for option in fields(Options):
+        parser.add_argument(f"--{option.name}", type=option.type, default=option.default)
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if args.device.startswith("cuda"):
+        torch.backends.cudnn.allow_tf32 = True  # convolutions only: nearest codes need exact products
+        torch.backends.cudnn.benchmark = True  # every batch has the same shape
+    options = Options(**{option.name: getattr(args, option.name) for option in fields(Options)})
+    speech = read_speech(args.speech)
+    print(f"{len(speech) / INPUT_RATE / 3600:.2f} h of speech on {args.device}")
+    run = train(options, speech, args.out, args.device, args.steps, args.minutes, args.log_interval, args.save_interval)
+    memory = f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB of GPU memory" if args.device.startswith("cuda") else ""
+    print(f"{run.step} steps in {run.seconds / 60:.1f} min{memory}; the codec is in {args.out}/mimi")
+
+
+if __name__ == "__main__":
+    main()
