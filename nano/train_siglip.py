@@ -307,6 +307,7 @@ def save_folder(model, folder):
              for key, value in model.state_dict().items()}
     temporary = folder / f".model.{os.getpid()}.tmp"
     save_file(state, temporary, metadata={"format": "pt"})
+    temporary.chmod(0o644)  # safetensors makes it private
     os.replace(temporary, folder / "model.safetensors")
 
 
