@@ -114,8 +114,10 @@ def judge(mimi, clips, codebooks=NUM_CODEBOOKS, recogniser=None, save_to=None, s
     perplexity, used = codebook_use(codes, mimi.config.codebook_size)
     groups = dict.fromkeys(clip.name.split("-")[0] for clip in clips)
     by_voice = {g: round(wer([pair for clip, pair in zip(clips, heard) if clip.name.split("-")[0] == g]), 3) for g in groups}
-    return dict(wer=round(wer(heard), 4), wer_by_voice=by_voice, raw_wer=round(wer(raw), 4), mel_distance=round(float(np.mean(distances)), 4),
-                perplexity=perplexity, used=used, decode_ms=round(1000 * seconds / codes.shape[1], 2), frames=codes.shape[1], clips=len(clips))
+    frames = codes.shape[1]
+    return dict(wer=round(wer(heard), 4), wer_by_voice=by_voice, raw_wer=round(wer(raw), 4),
+                mel_distance=round(float(np.mean(distances)), 4), perplexity=perplexity, used=used,
+                decode_ms=round(1000 * seconds / frames, 2), frames=frames, clips=len(clips))
 
 
 def main():

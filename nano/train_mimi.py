@@ -269,7 +269,8 @@ class Run:
         with torch.no_grad():
             target = self.space.encode(wav)
         losses, fake = self.generator_losses(wav, target)
-        weights = {"reconstruction": 1.0, "latent": 1.0 if self.phase == "learn" else options.latent_weight, "commit": options.commit_weight}
+        weights = {"reconstruction": 1.0, "latent": 1.0 if self.phase == "learn" else options.latent_weight,
+                   "commit": options.commit_weight}
         if self.phase == "adversarial":
             half = len(wav) // 2  # the judge costs more than the codec: half the batch is enough
             losses["discriminator"] = self._train_judge(fake[:half].detach(), wav[:half])
@@ -380,7 +381,8 @@ def train(options, speech, out, device="cpu", steps=None, minutes=None, log_inte
             values = {name: float(value) for name, value in losses.items()}
             if not all(math.isfinite(value) for value in values.values()):
                 raise FloatingPointError(f"step {run.step}: a loss is not finite: {values}")
-            rows.append({"step": run.step, "minutes": run.seconds / 60, "phase": phase, "lr": run.optimizer.param_groups[0]["lr"], **values})
+            rate = run.optimizer.param_groups[0]["lr"]
+            rows.append({"step": run.step, "minutes": run.seconds / 60, "phase": phase, "lr": rate, **values})
             left = "" if steps else f", {minutes - run.seconds / 60:.1f} min left"
             bar.set_postfix_str(f"{phase} " + " ".join(f"{k[:5]} {v:.3f}" for k, v in values.items()) + left)
         if run.step % save_interval == 0:

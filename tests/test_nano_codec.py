@@ -62,8 +62,8 @@ def curve(folder):
 
 
 def wav_of(speech, frames, start=0):
-    crops = resample_at(torch.from_numpy(speech), torch.tensor([start + 100]), torch.ones(1), frames * FRAME_SAMPLES, resampling_kernels("cpu"))
-    return crops[0]
+    samples, starts = torch.from_numpy(speech), torch.tensor([start + 100])
+    return resample_at(samples, starts, torch.ones(1), frames * FRAME_SAMPLES, resampling_kernels("cpu"))[0]
 
 
 def test_speech_is_read_whole(speech, tmp_path):
