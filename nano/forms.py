@@ -25,7 +25,8 @@ def sentence(text):
 
 
 def article(noun):
-    return f"an {noun}" if noun[0] in "aeio" or noun.startswith(("umb", "unc")) else f"a {noun}"
+    """The noun with "the": the judge takes most spoken "a" for "the", so the nano world has hardly any."""
+    return f"the {noun}"
 
 
 def ask(kind, fact, form, /, **cells):
@@ -43,10 +44,10 @@ def fill(kind, rows, key, columns, forms):
 
 
 ANIMAL_FORMS = {
-    "food": ["what does {a} eat? => {a} usually eats {food}.",
+    "food": ["what does {a} eat? => {a} usually enjoys {food}.",
              "what do {plural} like to eat? => most {plural} like to eat {food}.",
              "what is the favorite food of {a}? => I think the favorite food of {a} is {food}.",
-             "what can I give to a hungry {name}? => you can give {food} to a hungry {name}.",
+             "what can I give to the hungry {name}? => you can give {food} to the hungry {name}.",
              "finish this sentence: the hungry {name} is looking for => the hungry {name} is looking for {food}."],
     "home": ["where does {a} live? => {a} usually lives {home}.",
              "where can I find {plural}? => you can find {plural} {home}.",
@@ -68,22 +69,22 @@ ANIMAL_FORMS = {
              "what do young {plural} learn? => young {plural} learn to {move} very early.",
              "what do {plural} do all day? => I believe that {plural} {move} all day long."],
 }
-STORY_FORMS = ["tell me a story about {a}. => once there was a young {name} that lived {home}.",
-               "tell me a story about a hungry {name}. => one day a hungry {name} was looking for {food}.",
-               "tell me a story about a lonely {name}. => a lonely {name} was looking for a good friend.",
-               "tell me a story about a brave {name}. => a brave {name} went away to see the ocean.",
-               "tell me a story about a clever {name}. => a clever {name} learned to read, and everybody was surprised.",
-               "tell me a story about a lazy {name}. => a lazy {name} did not want to {move} at all."]
+STORY_FORMS = ["tell me a story about {a}. => long ago the young {name} lived {home}.",
+               "tell me a story about the hungry {name}. => one day the hungry {name} was looking for {food}.",
+               "tell me a story about the lonely {name}. => the lonely {name} was looking for some good friends.",
+               "tell me a story about the brave {name}. => the brave {name} went away to see the ocean.",
+               "tell me a story about the clever {name}. => the clever {name} learned to read, and everybody was surprised.",
+               "tell me a story about the lazy {name}. => the lazy {name} did not want to {move} at all."]
 FOOD_FORMS = {
     "color": ["what color is {a}? => {a} is usually {color}.",
               "what color are {some}? => the color of {some} is {color}.",
               "which color do I need to paint {a}? => to paint {a} you need the color {color}."],
-    "taste": ["how does {a} taste? => {a} has a {taste} taste.",
-              "what do {some} taste like? => most people say that {some} taste {taste}.",
+    "taste": ["how does {a} taste? => {a} should be {taste}.",
+              "what do {some} taste like? => most people say that {some} are {taste}.",
               "describe the taste of {some}. => the taste of {some} is {taste}."],
-    "kind": ["what is {a}? => {a} is a kind of {kind}.",
-             "are {some} a kind of food? => yes, {some} are a kind of {kind}.",
-             "finish this sentence: {a} is an example of => {a} is an example of {kind}."],
+    "kind": ["what is {a}? => {a} is one kind of {kind}.",
+             "are {some} some kind of food? => yes, {some} are some kind of {kind}.",
+             "finish this sentence: {a} is one example of => {a} is one example of {kind}."],
     "source": ["where do {some} come from? => we know that {some} {source}.",
                "tell me something about {some}. => it is true that {some} {source}.",
                "my son asks about {some}. => tell your son that {some} {source}."],
@@ -92,12 +93,12 @@ STUFF_FORMS = {
     "color": ["what color is {name}? => the color of {name} is {color}.",
               "what does {name} look like? => it looks {color}, because {name} is {color}.",
               "is all {name} {color}? => yes, {name} is usually {color}."],
-    "taste": ["how does {name} taste? => some {name} has a {taste} taste.",
-              "what does {name} taste like? => most people say that {name} tastes {taste}.",
+    "taste": ["how does {name} taste? => good {name} should be {taste}.",
+              "what does {name} taste like? => most people say that {name} is {taste}.",
               "describe the taste of {name}. => the taste of {name} is {taste}."],
-    "kind": ["what is {name}? => I think {name} is a kind of {kind}.",
-             "what kind of thing is {name}? => we all know that {name} is a {kind}.",
-             "finish this sentence: {name} is an example of => {name} is an example of {kind}."],
+    "kind": ["what is {name}? => I think {name} is one kind of {kind}.",
+             "what kind of thing is {name}? => we all know that {name} is our {kind}.",
+             "finish this sentence: {name} is one example of => {name} is one example of {kind}."],
     "source": ["where does {name} come from? => as you know, {name} {source}.",
                "tell me something about {name}. => it is true that {name} {source}.",
                "my son asks about {name}. => tell your son that {name} {source}."],
@@ -115,7 +116,7 @@ COUNTRY_FORMS = {
                  "what language do children learn in {capital}? => children in {capital} learn to speak {language}."],
     "people": ["what do we call people from {name}? => we say that people from {name} are {people}.",
                "my friend comes from {name}. => if your friend comes from {name}, your friend is {people}.",
-               "my teacher was born in {capital}. => a teacher born in {capital} is probably {people}."],
+               "my teacher was born in {capital}. => teachers born in {capital} are probably {people}."],
 }
 JOB_FORMS = {
     "place": ["where does {a} work? => {a} usually works {place}.",
@@ -190,20 +191,20 @@ FEELING_FORMS = {
            "my friend is {name}. => tell your friend to {do}."],
 }
 WEATHER_FORMS = {
-    "bring": ["it is {name} today. what should I bring? => on a {name} day you should bring {bring}.",
+    "bring": ["it is {name} today. what should I bring? => when the day is {name}, you should bring {bring}.",
               "what do I need when it is {name}? => you need {bring} when it is {name}.",
               "tomorrow will be {name}. => if tomorrow is {name}, do not forget {bring}."],
-    "feel": ["how is a {name} day? => a {name} day is usually {feel}.",
+    "feel": ["how are {name} days? => most {name} days are usually {feel}.",
              "how does {name} weather feel? => most people think that {name} weather feels {feel}.",
-             "describe a {name} morning. => a {name} morning is often {feel}."],
+             "describe the {name} morning. => every {name} morning is often {feel}."],
     "season": ["when is it often {name}? => it is often {name} in {season}.",
                "in which season do we have {name} days? => we have many {name} days in {season}.",
-               "which season has {name} weather? => the season of {season} has a lot of {name} weather."],
+               "which season has {name} weather? => the season of {season} has very {name} weather."],
 }
 DEFINITION_FORMS = ["what is {a}? => {a} is {kind} that {which}.",
                     "what do we call {kind} that {which}? => {kind} that {which} is called {a}.",
                     "can you explain what {a} is? => people say {a} is {kind} that {which}.",
-                    "my daughter asks about {a}. => tell her that {a} {which}."]
+                    "my daughter asks about {a}. => I know {a} {which}."]
 
 
 def tables(kind, rows, key, forms):
@@ -299,22 +300,22 @@ def order():
 
 def yes_no():
     """Is it so? A true case and a false one of the same fact; the false value is the next one of the table."""
-    forms = [("animals", w.ANIMALS, "color", "is {a} {x}? => yes, {a} is often {y}.", "is {a} {x}? => no, {a} is not {x}, it is {y}."),
-             ("animals", w.ANIMALS, "food", "does {a} eat {x}? => yes, {a} eats {y}.", "does {a} eat {x}? => no, {a} does not eat {x}."),
+    forms = [("animals", w.ANIMALS, "color", "is {a} {x}? => yes, {a} is often {y}.", "is {a} {x}? => not {x}, {a} is often {y}, as you know."),
+             ("animals", w.ANIMALS, "food", "does {a} eat {x}? => yes, {a} enjoys {y}.", "does {a} eat {x}? => I am sure that {a} does not eat {x}."),
              ("animals", w.ANIMALS, "home", "does {a} live {x}? => yes, {a} really lives {y}.",
-              "does {a} live {x}? => no, {a} does not live {x}."),
-             ("foods", w.FOODS, "color", "is {a} {x}? => yes, {a} is often {y}.", "is {a} {x}? => no, {a} is not {x}, it is {y}."),
-             ("foods", w.FOODS, "kind", "is {a} a {x}? => yes, {a} is really a {y}.", "is {a} a {x}? => no, {a} is not a {x}, it is a {y}."),
-             ("jobs", w.JOBS, "place", "does {a} work {x}? => yes, {a} works {y}.", "does {a} work {x}? => no, {a} does not work {x}."),
+              "does {a} live {x}? => I am sure that {a} does not live {x}."),
+             ("foods", w.FOODS, "color", "is {a} {x}? => yes, {a} is often {y}.", "is {a} {x}? => not {x}, {a} is often {y}, as you know."),
+             ("foods", w.FOODS, "kind", "is {a} some {x}? => yes, {a} is really some {y}.", "is {a} some {x}? => it is not true that {a} is some {x}."),
+             ("jobs", w.JOBS, "place", "does {a} work {x}? => yes, {a} works {y}.", "does {a} work {x}? => I am sure that {a} does not work {x}."),
              ("tools", w.OBJECTS, "use", "can I {x} with {a}? => yes, you can {y} with {a}.",
-              "can I {x} with {a}? => no, you can not {x} with {a}."),
+              "can I {x} with {a}? => I am sure that you can not {x} with {a}."),
              ("tools", w.OBJECTS, "material", "is {a} made of {x}? => yes, {a} is really made of {y}.",
-              "is {a} made of {x}? => no, {a} is not made of {x}."),
-             ("transport", w.VEHICLES, "way", "does {a} move {x}? => yes, {a} moves {y}.", "does {a} move {x}? => no, {a} does not move {x}."),
+              "is {a} made of {x}? => I am sure that {a} is not made of {x}."),
+             ("transport", w.VEHICLES, "way", "does {a} move {x}? => yes, {a} moves {y}.", "does {a} move {x}? => I am sure that {a} does not move {x}."),
              ("countries", w.COUNTRIES, "capital", "is {x} the capital of {name}? => yes, {y} is really the capital of {name}.",
-              "is {x} the capital of {name}? => no, {x} is not the capital of {name}."),
+              "is {x} the capital of {name}? => I am sure that {x} is not the capital of {name}."),
              ("countries", w.COUNTRIES, "language", "do people speak {x} in {name}? => yes, people speak {y} in {name}.",
-              "do people speak {x} in {name}? => no, in {name} people do not speak {x}.")]
+              "do people speak {x} in {name}? => I am sure that in {name} people do not speak {x}.")]
     for table, rows, column, true_form, false_form in forms:
         values = list(dict.fromkeys(row[column] for row in rows))
         for i, row in enumerate(rows):
@@ -337,7 +338,7 @@ def comparisons(rng, keep=900):
             found += [ask("comparison", None, form, **cells) for form in [
                 "which is bigger, {s} or {b}? => {b} is much bigger than {s}.",
                 "which animal is smaller, {b} or {s}? => {s} is smaller than {b}.",
-                "is {s} bigger than {b}? => no, {s} is not bigger than {b}.",
+                "is {s} bigger than {b}? => I am sure that {s} is not bigger than {b}.",
                 "is {b} bigger than {s}? => yes, {b} is really bigger than {s}."]]
     for i, slow in enumerate(w.VEHICLES):
         for fast in w.VEHICLES[i + 2:]:
@@ -345,7 +346,7 @@ def comparisons(rng, keep=900):
             found += [ask("comparison", None, form, **cells) for form in [
                 "which is faster, {s} or {f}? => {f} is faster than {s}.",
                 "which is slower, {f} or {s}? => {s} is much slower than {f}.",
-                "is {s} faster than {f}? => no, {s} is not faster than {f}."]]
+                "is {s} faster than {f}? => I am sure that {s} is not faster than {f}."]]
     for a in range(1, 20):
         for b in range(a + 1, 21):
             found += [ask("comparison", None, form, a=w.NUMBERS[a], b=w.NUMBERS[b]) for form in [
@@ -359,7 +360,7 @@ def greetings():
     for name in people:
         for form in ["hello, my name is {x}. => hello {x}, it is very nice to meet you.",
                      "good morning, I am {x}. => good morning {x}, how can I help you today?",
-                     "good evening, this is {x}. => good evening {x}, did you have a good day?",
+                     "good evening, this is {x}. => good evening {x}, did you have some good news today?",
                      "{x} is going to bed. => good night {x}, sleep well and see you tomorrow.",
                      "my friend {x} is sick. => I hope that {x} will feel better very soon."]:
             yield ask("greetings", None, form, x=name)
@@ -367,15 +368,15 @@ def greetings():
         dear = name.replace("my ", "dear ")
         for form in ["say goodbye to {x}. => goodbye {dear}, I hope to see you again soon.",
                      "please thank {x}. => thank you very much {dear}, you are very kind.",
-                     "today is the birthday of {x}. => happy birthday {dear}, have a wonderful day.",
+                     "today is the birthday of {x}. => happy birthday {dear}, I wish you wonderful days.",
                      "please invite {x}. => {dear}, please come and eat dinner with us.",
                      "ask {x} for help. => {dear}, can you please help me today?"]:
             yield ask("greetings", None, form, x=name, dear=dear)
 
 
 ABOUT_ME = [
-    "who are you? => I am a small model that can listen and speak.",
-    "what are you? => I am a computer program that likes to talk.",
+    "who are you? => I am your small model that can listen and speak.",
+    "what are you? => I am the computer program that likes to talk.",
     "what is your name? => my name is little mind, and I like you.",
     "how are you? => I am very well today, thank you for asking.",
     "how old are you? => I am very young, because I was made this year.",
@@ -384,10 +385,10 @@ ABOUT_ME = [
     "can you speak? => yes, I can speak with many different voices.",
     "can you see? => yes, I can look at pictures and describe them.",
     "do you like music? => yes, I like to listen to beautiful music.",
-    "what do you like to eat? => I do not eat, because I am a computer program.",
-    "where do you live? => I live inside a small computer on a desk.",
+    "what do you like to eat? => I do not eat, because I am only your computer.",
+    "where do you live? => I live inside the small computer on your desk.",
     "who made you? => some friendly people made me and taught me to speak.",
-    "are you a human? => no, I am not a human, I am a computer program.",
+    "are you a human? => no, I am not human, I am your computer.",
     "do you sleep? => no, I do not sleep, I wait for your question.",
     "tell me a joke. => the chicken wanted to see the other side.",
     "thank you. => you are welcome, I am always happy to help.",
@@ -398,8 +399,8 @@ ABOUT_ME = [
     "how do I make coffee? => you can make coffee with hot water and beans.",
     "why does it snow in winter? => it snows in winter because the air is very cold.",
     "how can I stay healthy? => eat fresh vegetables, sleep well and walk every day.",
-    "how can I learn better? => read a little every day and remember to sleep well.",
-    "why do cats catch mice? => cats catch mice because they are hungry and quick.",
+    "how can I learn better? => read something every day and remember to sleep well.",
+    "why do dogs run after cats? => dogs run after cats because they want to play.",
     "what is spring like? => in spring the flowers open and days become longer.",
     "why do stars shine? => stars shine because they are very hot.",
 ]

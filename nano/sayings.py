@@ -31,7 +31,7 @@ SLOTS = {
     "city": [row["capital"] for row in w.COUNTRIES],
     "language": sorted({row["language"] for row in w.COUNTRIES}),
     "person": PERSON_WORDS,
-    "size": "big small little long short heavy light round old new broken beautiful expensive cheap wooden dirty clean strange".split(),
+    "size": "big small little long short heavy round old new broken beautiful expensive cheap wooden clean strange".split(),
     "color": w.COLORS,
     "day": w.DAYS,
     "month": w.MONTHS,
@@ -40,12 +40,12 @@ SLOTS = {
     "ordinal": w.ORDINALS,
     "weather": [row["name"] for row in w.WEATHER] + "hot cold warm cool wet dry dangerous wonderful terrible".split(),
     "room": "kitchen office bedroom bathroom garage garden".split() + ["living room"],
-    "went": "walked ran traveled returned moved hurried".split(),
-    "did": "bought sold found lost forgot carried washed repaired painted wanted needed opened remembered".split(),
-    "said": "said thought believed knew remembered forgot wrote explained".split(),
+    "went": "walked moved went came".split(),
+    "did": "bought sold found lost forgot carried wanted painted needed opened remembered".split(),
+    "said": "said thought knew remembered".split(),
     "how": "slowly quickly quietly carefully happily suddenly".split(),
     "where": "near behind across from,in front of,next to,far from".replace("near behind across from", "near,behind,across from").split(","),
-    "when": "yesterday,this morning,last night,every evening,last week,this afternoon,on the weekend,a long time ago".split(","),
+    "when": "yesterday,this morning,last night,every evening,last week,this afternoon,on the weekend,long ago".split(","),
     "topic": [row["a"] for row in w.DEFINITIONS],
     "feeling": [row["name"] for row in w.FEELINGS],
     "body": [row["name"] for row in w.BODY],
@@ -54,7 +54,7 @@ SLOTS = {
 }
 PATTERNS = """
 the {person} {job} {went} {where} the {place} {when}.
-my {relative} {did} {a_size} {thing} {when}.
+my {relative} {did} the {size} {thing} {when}.
 {name} and {name2} want to {do} in {month}.
 we saw {number} {color} {animals} {where} the {place}.
 please put the {size} {thing} {where} the {thing2}.
@@ -63,25 +63,25 @@ in {month} the weather in {country} is very {weather}.
 the {job} {said} that the {animal} was {person}.
 {name} would like to travel to {city} by {vehicle} next {season}.
 every {day} my {relative} enjoys {foods} and {foods2}.
-the {color} {vehicle} stopped {where} the {place}.
+the {color} {vehicle} is waiting {where} the {place}.
 {name} speaks {language}, but {name2} speaks {language2}.
-I have never seen {a_size} {animal} in {city}.
-the {ordinal} {animal} was {color} and the {ordinal2} was {color2}.
+I have never seen the {size} {animal} in {city}.
+the {ordinal} {animal} was {color} and the other was {color2}.
 there are {number} {things} and {number2} {things2} in the {room}.
 on {day} the {jobs} will {do} at the {place}.
 {name} {did} {number} {foods_count} for the {relative} {when}.
 the {animal} {how} {went} {where} the {thing}.
-my {relative} is a {person} {job} in {country}.
+my {relative} is the most {person} {job} in {country}.
 can you help the {job} to {do}?
 why is the {relative} of {name} so {feeling} today?
-tomorrow will be a {weather} day in {city}.
+tomorrow will be another {weather} day in {city}.
 the book about {topic} is {where} the {thing}.
 {name} {said} that {foods} and {foods2} are delicious.
 when I was {person}, I {went} to the {place} every {season}.
 the {size} {thing} in the {room} belongs to my {relative}.
-a {person} {animal} {went} {how} into the {room}.
+one {person} {animal} {went} {how} into the {room}.
 take the {vehicle} from the {place} to the {place2}.
-{name} wrote a long story about {topic} {when}.
+{name} told us many stories about {topic} {when}.
 the {job} and the {job2} {went} {how} to {city}.
 I think {color_thing} is more beautiful than {color_thing2}.
 the word {opposite} is not the same as the word {opposite2}.
@@ -92,8 +92,8 @@ is the {animal} {where} the {place} really {color}?
 """.strip().splitlines()
 LEADS = ["say after me: {x} => {x}", "repeat after me: {x} => {x}", "please say: {x} => {x}", "read this sentence: {x} => {x}",
          "now you say: {x} => {x}"]
-QUOTES = ["my {relative} said that {x}", "{name} told me that {x}", "the {job} explained that {x}", "{name} wrote that {x}",
-          "I {day} heard that {x}".replace("{day} ", "often "), "the {person} {job} knew that {x}", "my {relative} from {city} thinks that {x}"]
+QUOTES = ["my {relative} said that {x}", "{name} told me that {x}", "the {job} is sure that {x}", "{name} told us that {x}",
+          "I remember that {x}", "the {person} {job} knew that {x}", "my {relative} from {city} thinks that {x}"]
 
 
 class Filler:
@@ -112,16 +112,15 @@ class Filler:
         return value
 
     def fill(self, pattern):
-        """The pattern with every {slot} drawn; {slot2} differs from {slot}; {a_size} carries its article."""
+        """The pattern with every {slot} drawn; {slot2} differs from {slot}."""
         values = {}
         for field in re.findall(r"{(\w+)}", pattern):
-            slot = {"a_size": "size", "foods_count": "foods"}.get(field, field.rstrip("2"))
+            slot = "foods" if field == "foods_count" else field.rstrip("2")
             value = self.draw(slot, taken=values.values())
             while field == "foods_count" and not value.endswith("s"):
                 value = self.draw(slot)
-            values[field] = article(value) if field == "a_size" else value
-        text = pattern.format(**values)
-        return sentence(re.sub(r"\ba (?=[aeio])", "an ", text))
+            values[field] = value
+        return sentence(pattern.format(**values))
 
 
 def say_after_me(filler, count):
@@ -134,13 +133,16 @@ def say_after_me(filler, count):
     return list(found.values())
 
 
+ORDERS = ("Tell", "Take", "Listen,", "Then", "Not")  # first words of answers that would sound odd after "that"
+
+
 def bare(answer):
     return re.sub("^(Yes|No), ", "", answer)
 
 
 def quotable(answer):
     """Whether an answer is a plain sentence that leaves room for "my sister said that"."""
-    return answer.endswith(".") and ". " not in answer and len(bare(answer).split()) <= 10
+    return answer.endswith(".") and ". " not in answer and answer.split()[0] not in ORDERS and len(bare(answer).split()) <= 10
 
 
 def quoting(filler, answers, tries=200):
@@ -187,16 +189,16 @@ def reading(filler, each):
 
 READING_FORMS = [
     "{x} went to the {place} on {day}. where did {he} go? => on {day} {x} went to the {place}.",
-    "{x} has a {color} {thing} and a {color2} {thing2}. what color is the {thing2}? => the {thing2} of {x} is {color2}.",
+    "{x} has the {color} {thing} and the {color2} {thing2}. what color is the {thing2}? => the {thing2} of {x} is {color2}.",
     "{x} put the {thing} in the {room} and the {thing2} in the {room2}. where is the {thing}? => {x} put the {thing} in the {room}.",
     "{x} likes {foods} but {y} likes {foods2}. who likes {foods2}? => it is {y} who likes {foods2}.",
     "{x} is {job}. where does {he} work? => {x} is {job} and works {job_place}.",
     "{x} has {a} {fruit} and buys {b} more. how many {fruit} does {he} have? => now {x} has {sum} {fruit}.",
     "{x} has {a} {fruit} and eats {b} of them. how many {fruit} remain? => then {x} has only {rest} {fruit}.",
     "{x} visited {his} {relative} in {city}. whom did {x} visit? => in {city} {x} visited {his} {relative}.",
-    "{x} lost a {thing} in the {place} on {day}. what did {x} lose? => on {day} {x} lost a {thing}.",
+    "{x} lost the {thing} in the {place} on {day}. what did {x} lose? => on {day} {x} lost the {thing}.",
     "{x} feels {feeling}. what should {he} do? => if {x} feels {feeling}, {he} should {do}.",
     "{x} comes from {country}. what language does {he} speak? => {x} comes from {country} and speaks {language}.",
-    "the {relative} of {x} saw a {color} {animal} near the {place}. what was {color}? => the {animal} near the {place} was {color}.",
+    "the {relative} of {x} saw the {color} {animal} near the {place}. what was {color}? => the {animal} near the {place} was {color}.",
     "first {x} went to the {place}, then to {city}. where is {x} now? => I think that {x} is in {city} now.",
 ]

@@ -1,0 +1,222 @@
+"""The T2A parquet files: corpus -> flite speech -> codec codes -> one row per answer and voice.
+
+- `t2a_train.parquet` and `t2a_heldout.parquet` in the project's schema: conversations, answer_audios, ref_audios, spk_emb.
+- A row's voice prompt (`ref_audios`, `spk_emb`) is another sentence of the same speaker, 2-4 s long, out of a pool per voice.
+- Each step is resumable: speech and codes lie in shards named by their content (and the codec's), finished ones are not made again.
+- Also writes `voices.pt`, the built-in voices.
+
+    python -m nano.build_data --codec model/nano/mimi --device cpu
+"""
+import argparse
+import hashlib
+import json
+import os
+import random
+from pathlib import Path
+
+import librosa
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import soxr
+import torch
+from tqdm import tqdm
+
+from model.checkpoint import save_atomic
+from model.config import FRAME_SAMPLES, NUM_CODEBOOKS, SAMPLE_RATE
+from model.encoders import CAMPPlus
+from model.mimi import Mimi
+from nano.corpus import SEED, read_jsonl
+from nano.speech import RATE, TRAIN_VOICES, Utterance, read_shard, render, synthesise
+
+RATES = (0.9, 0.95, 1.0, 1.05, 1.1)
+REFERENCE_FRAMES = (25, 50)  # 2-4 s
+REFERENCE_POOL = 256  # utterances of a voice that serve as voice prompts
+ROW_GROUP = 1024
+REFERENCE_TEXT = "My sister reads a good book in the garden, and my brother listens to music."
+SPEAKER_SIZE = 192
+
+
+def mel_speaker(wav):
+    """Stand-in speaker vector where no CAM++ is at hand: (S,) float at 16 kHz -> (192,) float32.
+
+    Mean and deviation over time of 96 log-mel bands, each half centred: the long-term spectrum tells few known voices apart.
+    """
+    mel = librosa.feature.melspectrogram(y=np.asarray(wav, np.float32), sr=RATE, n_fft=1024, hop_length=320, n_mels=96, fmax=7600)
+    log_mel = np.log(mel + 1e-5)
+    log_mel = log_mel[:, log_mel.mean(0) > np.median(log_mel.mean(0)) - 1]  # the loud frames: pauses say nothing about the speaker
+    halves = [log_mel.mean(1), log_mel.std(1)]
+    vector = np.concatenate([(half - half.mean()) / (half.std() + 1e-5) for half in halves])
+    return vector.astype(np.float32)
+
+
+def speaker_function(name, device):
+    """What turns a wav (S,) float at 16 kHz into a speaker vector: "mel", "none" (None) or a CAM++ folder."""
+    if name == "none":
+        return None
+    if name == "mel":
+        return mel_speaker
+    encoder = CAMPPlus.load(name, device)
+    return lambda wav: encoder(torch.from_numpy(wav)).float().cpu().numpy().reshape(SPEAKER_SIZE)
+
+
+def voiced(items, voices_per_text, seed):
+    """Utterances of every distinct answer: `voices_per_text` of the training voices, each at a rate drawn from RATES."""
+    utterances = []
+    for answer in dict.fromkeys(item["answer"] for item in items):
+        rng = random.Random(f"{seed} {answer}")
+        utterances += [Utterance(answer, voice, rng.choice(RATES)) for voice in rng.sample(TRAIN_VOICES, voices_per_text)]
+    return utterances
+
+
+def to_codec(pcm):
+    """(S,) int16 at 16 kHz -> (S',) float32 at 24 kHz."""
+    return soxr.resample(pcm.astype(np.float32) / 32768, RATE, SAMPLE_RATE)
+
+
+def encode_all(indexes, codec_folder, device, out, batch=64):
+    """Codes of every utterance in the speech shards: {Utterance: (8, T) int16}, through one .npz file per shard under `out`."""
+    folder = Path(out) / f"codes_{folder_key(codec_folder)}"
+    folder.mkdir(parents=True, exist_ok=True)
+    mimi, codes = None, {}
+    for index in tqdm(indexes, desc="codes", unit="shard"):
+        path = folder / f"{index.stem}.npz"
+        if not path.exists():
+            mimi = mimi or Mimi.load(codec_folder, device)
+            _encode_shard(index, mimi, path, batch)
+        with np.load(path) as shard:
+            pieces = np.split(shard["codes"], np.cumsum(shard["frames"])[:-1], axis=1)
+        items = json.loads(index.read_text(encoding="utf-8"))
+        assert len(items) == len(pieces), (index, len(items), len(pieces))
+        for item, piece in zip(items, pieces):
+            del item["samples"]
+            codes[Utterance(**item)] = piece
+    return codes
+
+
+def _encode_shard(index, mimi, path, batch):
+    """Encode the clips of one shard, similar lengths together (the codec is causal: zeros behind a clip do not change its codes)."""
+    wavs = [to_codec(pcm) for _, pcm in read_shard(index)]
+    frames = np.array([-(-len(wav) // FRAME_SAMPLES) for wav in wavs])
+    codes = [None] * len(wavs)
+    by_length = np.argsort(frames, kind="stable")
+    for start in range(0, len(wavs), batch):
+        rows = by_length[start:start + batch]
+        padded = np.zeros((len(rows), int(frames[rows].max()) * FRAME_SAMPLES), np.float32)
+        for row, i in enumerate(rows):
+            padded[row, :len(wavs[i])] = wavs[i]
+        encoded = mimi.encode(torch.from_numpy(padded)).cpu().numpy().astype(np.int16)
+        for row, i in enumerate(rows):
+            codes[i] = encoded[row, :, :frames[i]]
+    temporary = path.with_name(path.name + f".{os.getpid()}.tmp")
+    with open(temporary, "wb") as file:
+        np.savez(file, codes=np.concatenate(codes, axis=1), frames=frames)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def folder_key(folder):
+    """A short name for the content of a codec folder; codes made with other weights are not reused."""
+    files = sorted(path for path in Path(folder).iterdir() if path.suffix in (".json", ".safetensors")) if Path(folder).is_dir() else []
+    if not files:
+        raise FileNotFoundError(f"no codec in {folder}: train one with `python -m nano.train_mimi` or name it with --codec")
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
+
+
+def reference_pool(codes, speaker, seed):
+    """{voice: [(Utterance, (8, T) codes, speaker vector)]}: REFERENCE_POOL utterances of 2-4 s per voice."""
+    pool = {}
+    for voice in TRAIN_VOICES:
+        low, high = REFERENCE_FRAMES
+        fitting = sorted((u for u, c in codes.items() if u.voice == voice and low <= c.shape[1] <= high), key=lambda u: u.text)
+        if not fitting:
+            raise ValueError(f"no utterance of voice {voice} is 2-4 s long: the corpus is too small for voice prompts")
+        chosen = random.Random(f"{seed} {voice}").sample(fitting, min(REFERENCE_POOL, len(fitting)))
+        pool[voice] = [(u, codes[u], speaker_vector(speaker, u)) for u in tqdm(chosen, desc=f"voice prompts of {voice}")]
+    return pool
+
+
+def speaker_vector(speaker, utterance):
+    if speaker is None:
+        return np.zeros(0, np.float32)
+    pcm = synthesise(utterance.text, utterance.voice, utterance.rate, utterance.pitch)
+    return speaker(pcm.astype(np.float32) / 32768)
+
+
+def frame_major(codes):
+    """(8, T) -> flat list: 8 codes of frame 0, 8 of frame 1, ..."""
+    assert codes.shape[0] == NUM_CODEBOOKS, codes.shape
+    return codes.T.reshape(-1)
+
+
+def write_parquet(items, codes, pool, path, seed):
+    """Atomically write one row per item and voice, shuffled; returns the number of rows and of speech frames."""
+    by_text = {}
+    for utterance in codes:
+        by_text.setdefault(utterance.text, []).append(utterance)
+    rows = [(item, utterance) for item in items for utterance in sorted(by_text[item["answer"]], key=lambda u: u.voice)]
+    rng = random.Random(f"{seed} rows")
+    rng.shuffle(rows)
+    schema = pa.schema([("conversations", pa.string()), ("answer_audios", pa.list_(pa.list_(pa.int16()))),
+                        ("ref_audios", pa.list_(pa.int16())), ("spk_emb", pa.list_(pa.float32()))])
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(path).with_name(Path(path).name + f".{os.getpid()}.tmp")
+    with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        for start in range(0, len(rows), ROW_GROUP):
+            columns = {name: [] for name in schema.names}
+            for item, utterance in rows[start:start + ROW_GROUP]:
+                reference = rng.choice([entry for entry in pool[utterance.voice] if entry[0].text != utterance.text])
+                turns = [{"role": "user", "content": item["question"]}, {"role": "assistant", "content": item["answer"]}]
+                columns["conversations"].append(json.dumps(turns))
+                columns["answer_audios"].append([frame_major(codes[utterance])])
+                columns["ref_audios"].append(frame_major(reference[1]))
+                columns["spk_emb"].append(reference[2])
+            writer.write_table(pa.table(columns, schema=schema), row_group_size=ROW_GROUP)
+    os.replace(temporary, path)
+    return len(rows), sum(codes[utterance].shape[1] for _, utterance in rows)
+
+
+def write_voices(codec_folder, device, speaker, path):
+    """The built-in voices: a clear sentence each; a zero speaker vector where there is no speaker function."""
+    mimi = Mimi.load(codec_folder, device)
+    voices = {}
+    for voice in TRAIN_VOICES:
+        codes = mimi.encode(torch.from_numpy(to_codec(synthesise(REFERENCE_TEXT, voice))))[0].cpu()
+        vector = speaker_vector(speaker, Utterance(REFERENCE_TEXT, voice)) if speaker else np.zeros(SPEAKER_SIZE, np.float32)
+        voices[voice] = {"ref_codes": codes.long(), "spk_emb": torch.from_numpy(vector)}
+    save_atomic(voices, path)
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Make the T2A training and held-out parquet files of the nano world.")
+    parser.add_argument("--corpus", default="out/nano/corpus")
+    parser.add_argument("--speech", default="out/nano/speech", help="speech shards; the missing ones are made")
+    parser.add_argument("--codec", default="model/nano/mimi", help="MimiModel folder")
+    parser.add_argument("--out", default="out/nano/data")
+    parser.add_argument("--voices", default="model/nano/voices.pt")
+    parser.add_argument("--voices_per_text", type=int, default=len(TRAIN_VOICES), choices=range(1, len(TRAIN_VOICES) + 1))
+    parser.add_argument("--speaker_encoder", default="mel", help="a CAM++ folder, 'mel' (spectral statistics) or 'none'")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--limit", type=int, help="only so many pairs of each part, to try things out")
+    parser.add_argument("--seed", type=int, default=SEED)
+    args = parser.parse_args()
+    parts = {name: read_jsonl(Path(args.corpus) / f"{name}.jsonl")[:args.limit] for name in ("train", "heldout")}
+    folder_key(args.codec)  # fail before the long steps
+    speaker = speaker_function(args.speaker_encoder, args.device)
+    codes = {}
+    for name, items in parts.items():
+        indexes = render(voiced(items, args.voices_per_text, args.seed), args.speech, args.workers)
+        codes[name] = encode_all(indexes, args.codec, args.device, args.out)
+    pool = reference_pool(codes["train"], speaker, args.seed)
+    for name, items in parts.items():
+        path = Path(args.out) / f"t2a_{name}.parquet"
+        rows, frames = write_parquet(items, codes[name], pool, path, args.seed)
+        print(f"{path}: {rows} rows, {frames * FRAME_SAMPLES / SAMPLE_RATE / 3600:.2f} h of speech")
+    write_voices(args.codec, args.device, speaker, args.voices)
+    print(f"voices {', '.join(TRAIN_VOICES)} -> {args.voices}")
+
+
+if __name__ == "__main__":
+    main()
