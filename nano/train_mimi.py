@@ -121,7 +121,7 @@ def draw_crops(speech, batch_size, samples, generator, kernels):
     return (resample_at(speech, starts, rates, samples, kernels) * gain[:, None]).clamp(-1, 1)
 
 
-# the model, run without transformers' per-convolution device synchronisation (its paddings are tensors)
+# the model, run without transformers' synchronisations with the device (its paddings are tensors, its masks look at their contents)
 
 
 def halves(model):
@@ -148,13 +148,27 @@ def _run(layer, x):
     return layer(x)
 
 
+def _attend(transformer, x):
+    """Mimi's sliding-window transformer on x (B, C, T)."""
+    position = torch.arange(x.shape[2], device=x.device)
+    age = position[:, None] - position
+    seen = (age >= 0) & (age < transformer.config.sliding_window)
+    mask = torch.zeros(seen.shape, device=x.device).masked_fill(~seen, torch.finfo(x.dtype).min)[None, None]
+    x = x.transpose(1, 2)
+    rotary = transformer.rotary_emb(x, position[None])
+    for layer in transformer.layers:
+        x = layer(x, attention_mask=mask, position_embeddings=rotary)
+        x = x[0] if isinstance(x, tuple) else x  # transformers 5.17 gives a tuple
+    return x.transpose(1, 2)
+
+
 def encode_latents(model, wav):
     """wav (B, S), S a multiple of 1920 -> latents before quantisation (B, D, S // 1920)."""
     parts = halves(model)
     x = wav[:, None]
     for layer in parts["seanet_in"].layers:
         x = _run(layer, x)
-    x = parts["transformer_in"](x.transpose(1, 2)).last_hidden_state.transpose(1, 2)
+    x = _attend(parts["transformer_in"], x)
     return model.quantizer.semantic_residual_vector_quantizer.input_proj(_run(parts["downsample"], x))
 
 
@@ -162,7 +176,7 @@ def decode_latents(model, latents):
     """Quantised latents (B, D, F) -> wav (B, F * 1920)."""
     parts = halves(model)
     x = parts["upsample"](model.quantizer.semantic_residual_vector_quantizer.output_proj(latents))
-    x = parts["transformer_out"](x.transpose(1, 2)).last_hidden_state.transpose(1, 2)
+    x = _attend(parts["transformer_out"], x)
     for layer in parts["seanet_out"].layers:
         x = _run(layer, x)
     return x[:, 0]

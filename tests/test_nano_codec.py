@@ -109,7 +109,7 @@ def test_folder_is_a_mimi_codec(out, mimi, speech):
 def test_training_runs_the_model_transformers_runs(mimi, speech):
     """The training's own forward (no device synchronisation) and residual chain equal transformers' encode and decode."""
     books = torch.stack([layer.codebook.embed for layer in mimi.quantizer.semantic_residual_vector_quantizer.layers])
-    wav = wav_of(speech, 6)[None]
+    wav = wav_of(speech, 24)[None]  # longer than the attention window of 16 frames
     with torch.no_grad():
         quantised, codes = quantise(encode_latents(mimi, wav), books)
         assert torch.equal(codes, mimi.encode(wav[None], num_quantizers=8).audio_codes)
