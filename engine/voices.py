@@ -4,7 +4,6 @@
 - A voices file comes from users: it is loaded with weights_only=True and every entry is checked before anything uses it.
 - A clip that cannot give a good voice (too short, silent, clipped, noisy) is refused with the reason.
 """
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from model.audio import read_audio
+from model.checkpoint import load_weights
 from model.config import INPUT_RATE, NUM_CODEBOOKS, SAMPLE_RATE, OmniConfig
 
 CLIP_SECONDS = (1.0, 30.0)
@@ -41,10 +41,7 @@ def load_voices(path: str | Path, config: OmniConfig) -> dict[str, Voice]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no voices file {path}; put one there, or talk without a voice prompt (--voice none)")
-    try:
-        entries = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, OSError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path} is not a readable voices file ({str(error).splitlines()[0]}); write it again") from error
+    entries = load_weights(path)
     if not isinstance(entries, dict) or not entries:
         raise ValueError(f"{path} must hold a dict of voices, it holds {type(entries).__name__}")
     return {str(name): _check_entry(str(name), entry, f"{path}, voice {name!r}", config) for name, entry in entries.items()}

@@ -9,7 +9,6 @@
 """
 import json
 import os
-import pickle
 from pathlib import Path
 from typing import Callable
 
@@ -62,8 +61,8 @@ def load_weights(path: str | Path, map_location: str | torch.device = "cpu") -> 
         raise FileNotFoundError(f"no checkpoint {path}; {path.parent} holds {there or 'no .pth file'}")
     try:
         return torch.load(path, map_location=map_location, weights_only=True)
-    except (RuntimeError, EOFError, ValueError, OSError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path} is not a readable checkpoint ({error}); fetch or write it again") from error
+    except Exception as error:  # damaged bytes lead the unpickler to struct.error, KeyError, IndexError, ...
+        raise ValueError(f"{path} is not a readable checkpoint ({type(error).__name__}); fetch or write it again") from error
 
 
 def load_strict(model: nn.Module, state: dict[str, Tensor], allow_missing_prefixes: tuple[str, ...] = ()) -> set[str]:

@@ -1,0 +1,313 @@
+"""A conversation with the model: a pack folder in, streamed text and speech out.
+
+- `Chat.load` reads a pack: weights, tokenizer, voices, codec. Frozen encoders are loaded when a turn first needs them.
+- `Chat.reply` yields `Delta`s: pieces of text (never half a character) and of speech, one 80 ms frame at a time, decoded exactly.
+- `listen` runs such a stream to its end and measures time to first text, time to first audio and the real-time factor.
+- One reply at a time, no threads, no printing.
+"""
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from engine.detokenize import Detokenizer
+from engine.generate import GenerationParams, generate
+from engine.voices import NO_VOICE, Voice, clone_voice, load_voices
+from model.checkpoint import load_model, read_sidecar
+from model.config import INPUT_RATE, SAMPLE_RATE, OmniConfig
+from model.mimi import Mimi
+from model.sequence import build_prompt, encode_text, render_chat
+
+MIMI, SENSEVOICE, SIGLIP, CAMPPLUS = "mimi", "SenseVoiceSmall", "siglip2-base-p32-256-ve", "campplus"
+VOICES = "voices.pt"
+DEFAULT_WEIGHT = "sft_omni"
+AUDIO_SECONDS = (0.1, 60.0)  # of one spoken question
+MAX_PIXELS = 40_000_000  # of one picture: decoding is done before shrinking
+
+
+@dataclass
+class Delta:
+    """A piece of a reply: text ('' when none), wav (S,) float32 at 24 kHz or None, codes (8,) of the frame or None."""
+    text: str = ""
+    wav: np.ndarray | None = None
+    codes: list[int] | None = None
+
+
+@dataclass
+class Answer:
+    """A whole reply. Times in seconds from the request; None where there was nothing to time."""
+    text: str = ""  # without any thinking
+    thinking: str = ""
+    wav: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))  # (S,) at 24 kHz
+    num_frames: int = 0
+    num_steps: int = 0
+    ended: bool = False  # by its own stop tokens, not by the length cap
+    ttft_s: float | None = None
+    ttfa_s: float | None = None
+    total_s: float = 0.0
+
+    @property
+    def audio_s(self) -> float:
+        return len(self.wav) / SAMPLE_RATE
+
+    @property
+    def rtf(self) -> float | None:
+        """Seconds of computing per second of speech."""
+        return self.total_s / self.audio_s if len(self.wav) else None
+
+
+def download_command(folder: Path) -> str:
+    return f"modelscope download --model gongjy/{folder.name} --local_dir {folder}"
+
+
+def require_part(folder: str | Path, name: str, wanted_by: str) -> None:
+    """Raise FileNotFoundError naming the missing frozen module (or voices file) of a pack, who wants it and how to get it."""
+    path = Path(folder) / name
+    if path.exists():
+        return
+    remedy = "put a voices file there" if name == VOICES else f"get it with `{download_command(path)}`"
+    raise FileNotFoundError(f"{wanted_by} needs {path}, which is missing: {remedy}")
+
+
+def find_weights(folder: str | Path, weight: str | None = None, hidden_size: int | None = None, use_moe: bool | None = None) -> Path:
+    """The weights file `<weight>_<hidden>[_moe].pth` in `folder`; None leaves that part open (sft_omni and dense are preferred).
+
+    FileNotFoundError lists what the folder has; ValueError when several sizes fit and none was asked for.
+    """
+    folder = Path(folder)
+    found = []
+    for path in sorted(folder.glob("*.pth")):
+        stem, moe = path.stem.removesuffix("_moe"), path.stem.endswith("_moe")
+        name, _, size = stem.rpartition("_")
+        fits = name and size.isdigit() and weight in (None, name) and hidden_size in (None, int(size)) and use_moe in (None, moe)
+        if fits:
+            found.append((name != DEFAULT_WEIGHT, moe, path))
+    if not found:
+        wanted = f"{weight or '<weight>'}_{hidden_size or '<hidden>'}{'_moe' if use_moe else ''}.pth"
+        there = [p.name for p in sorted(folder.glob("*.pth"))]
+        raise FileNotFoundError(f"no weights {wanted} in {folder} (it holds {there or 'no .pth file'}): train some with "
+                                "trainer/train_sft_omni.py, or choose with --load_from, --save_dir, --weight")
+    best = [path for *rank, path in found if rank == list(min(f[:2] for f in found))]
+    if len(best) > 1:
+        raise ValueError(f"several weights fit in {folder}: {[p.name for p in best]}; choose with --weight and --hidden_size")
+    return best[0]
+
+
+def load_tokenizer(folder: str | Path):
+    """The pack's tokenizer. FileNotFoundError without its files, ValueError when they cannot be read."""
+    from transformers import PreTrainedTokenizerFast
+
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        if not (Path(folder) / name).is_file():
+            raise FileNotFoundError(f"no tokenizer in {folder}: {name} is missing (--load_from takes a folder that has one)")
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # the tokenizers library raises bare Exception for a broken file
+        raise ValueError(f"the tokenizer in {folder} cannot be read ({error}); write it again") from error
+
+
+def read_image(path: str | Path):
+    """The picture at `path` as RGB (PIL). FileNotFoundError without it; ValueError for a broken or far too large one."""
+    from PIL import Image
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no picture at {path}")
+    try:
+        image = Image.open(path)
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"picture {path} has {image.width} x {image.height} pixels; the limit is {MAX_PIXELS // 10**6} million")
+        return image.convert("RGB")
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # PIL reports some broken PNGs as SyntaxError
+        raise ValueError(f"cannot decode picture {path}: {error}; use png, jpg or webp") from error
+
+
+class Chat:
+    """A loaded pack. `voices` is {} without a voices file; `mimi` is None when speech is not decoded."""
+
+    def __init__(self, model, tokenizer, mimi: Mimi | None, voices: dict[str, Voice], folder: str | Path):
+        self.model, self.tokenizer, self.mimi, self.voices, self.folder = model, tokenizer, mimi, voices, Path(folder)
+        self.config: OmniConfig = model.config
+        self.device = next(model.parameters()).device
+        if mimi is not None and mimi.num_codes != self.config.num_codes:
+            raise ValueError(f"the codec in {self.folder / MIMI} has {mimi.num_codes} codes, the model speaks {self.config.num_codes}: "
+                             "they are not from the same pack")
+        if len(tokenizer) > self.config.vocab_size:
+            raise ValueError(f"the tokenizer in {self.folder} has {len(tokenizer)} ids, the model {self.config.vocab_size}: "
+                             "they are not from the same pack")
+        self.newline_id = encode_text(tokenizer, "\n")[-1]
+        self.special_texts = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
+
+    @classmethod
+    def load(cls, folder: str | Path, weights: str | Path, config: OmniConfig | None = None, device="cpu",
+             decode_audio: bool = True) -> "Chat":
+        """Load tokenizer, codec and voices from `folder`, the model from the file `weights` (`config` if it has no sidecar).
+
+        FileNotFoundError and ValueError name the missing or broken file and the remedy.
+        """
+        folder = Path(folder)
+        if decode_audio:
+            require_part(folder, MIMI, "speech")
+        tokenizer = load_tokenizer(folder)
+        model = load_model(weights, config=config, device=device)
+        mimi = Mimi.load(folder / MIMI, device, encoder=False) if decode_audio else None
+        voices = load_voices(folder / VOICES, model.config) if (folder / VOICES).exists() else {}
+        return cls(model, tokenizer, mimi, voices, folder)
+
+    # ---- what the user gives
+
+    @cached_property
+    def sensevoice(self):
+        from model.encoders import SenseVoice
+
+        require_part(self.folder, SENSEVOICE, "spoken input")
+        return SenseVoice.load(self.folder / SENSEVOICE, self.device)
+
+    @cached_property
+    def siglip(self):
+        from model.encoders import SigLIP2
+
+        require_part(self.folder, SIGLIP, "a picture")
+        return SigLIP2.load(self.folder / SIGLIP, self.device)
+
+    def clone(self, clip: str | Path) -> Voice:
+        """A new voice from an audio file; see voices.clone_voice for what is refused."""
+        from model.encoders import CAMPPlus
+
+        require_part(self.folder, CAMPPLUS, "cloning a voice")
+        require_part(self.folder, MIMI, "cloning a voice")
+        return clone_voice(clip, Mimi.load(self.folder / MIMI, self.device), CAMPPlus.load(self.folder / CAMPPLUS, self.device))
+
+    def transcribe(self, audio: np.ndarray) -> str:
+        """What was said in (S,) 16 kHz samples; '' when the pack's SenseVoice has no vocabulary to write it with."""
+        return self.sensevoice.transcribe(torch.as_tensor(audio)) if self.sensevoice.can_transcribe else ""
+
+    def plain(self, text: str) -> str:
+        """User text with every spelled-out control token (such as <|im_end|>) taken out: words must not end turns or fake inputs."""
+        before = None
+        while text != before:
+            before = text
+            for token in self.special_texts:
+                text = text.replace(token, " ")
+        return text.strip()
+
+    # ---- one reply
+
+    def reply(self, messages: list[dict], params: GenerationParams, voice: Voice = NO_VOICE, audio: np.ndarray | None = None,
+              images=(), generator: torch.Generator | None = None) -> Iterator[Delta]:
+        """Stream the answer to `messages` ({"role", "content"}, the last one from the user), one Delta per step.
+
+        audio (S,) float at 16 kHz and images (PIL) belong to the last message, whose content may then be ''.
+        Raises ValueError for an empty question and when the conversation is too long for the model.
+        """
+        assert messages and messages[-1]["role"] == "user", messages
+        features = self._encode_inputs(audio, images)
+        text_ids = self._prompt_ids(messages, features, len(images), params)
+        room = self.config.max_position_embeddings - params.max_new_tokens
+        if len(text_ids) > room:
+            raise ValueError(f"the conversation is {len(text_ids)} tokens long; with {params.max_new_tokens} new ones the model has "
+                             f"room for {room}: shorten it or lower --max_new_tokens")
+        prompt = build_prompt(text_ids, voice.ref_codes, voice.spk_emb is not None, self.config).to(self.device)
+        spk_emb = None if voice.spk_emb is None else voice.spk_emb.to(self.device)
+        steps = generate(self.model, prompt, params, spk_emb=spk_emb, generator=generator, **features)
+        return self._deltas(steps)
+
+    def fit(self, messages: list[dict], params: GenerationParams) -> list[dict]:
+        """The conversation without its oldest turns, as many as must go for the reply to have room."""
+        room = self.config.max_position_embeddings - params.max_new_tokens
+        while len(messages) > 2 and len(encode_text(self.tokenizer, self._render(messages, params))) > room:
+            messages = messages[2:]
+        return messages
+
+    def _encode_inputs(self, audio, images) -> dict:
+        """Features of the frozen encoders, as keyword arguments of generate()."""
+        features = {}
+        if audio is not None:
+            seconds, (shortest, longest) = len(audio) / INPUT_RATE, AUDIO_SECONDS
+            if not shortest <= seconds <= longest:
+                raise ValueError(f"the spoken question is {seconds:.1f} s long; {shortest:g} to {longest:g} s can be heard")
+            features["audio_features"], features["audio_lens"] = self.sensevoice.features([torch.as_tensor(audio)])
+            self._check_width(SENSEVOICE, features["audio_features"], self.config.audio_hidden_size)
+        if images:
+            features["image_features"] = self.siglip(list(images))[None]
+            self._check_width(SIGLIP, features["image_features"], self.config.image_hidden_size)
+        return features
+
+    def _check_width(self, name: str, features: torch.Tensor, width: int) -> None:
+        if features.shape[-1] != width:
+            raise ValueError(f"{self.folder / name} yields vectors of {features.shape[-1]}, the model wants {width}: "
+                             "they are not from the same pack")
+
+    def _prompt_ids(self, messages: list[dict], features: dict, num_images: int, params: GenerationParams) -> list[int]:
+        """Token ids of the prompt, pads for audio and images placed after the words of the last message."""
+        parts = [self.plain(messages[-1]["content"])]
+        if "audio_lens" in features:
+            parts.append(self.config.audio_special_token * int(features["audio_lens"][0]))
+        parts += [self.config.image_special_token * self.config.image_token_len] * num_images
+        content = "\n\n".join(part for part in parts if part)
+        if not content:
+            raise ValueError("the question is empty: give some text, --audio or --image")
+        history = [{**m, "content": self.plain(m["content"])} for m in messages[:-1]]
+        return encode_text(self.tokenizer, self._render([*history, {"role": "user", "content": content}], params))
+
+    def _render(self, messages: list[dict], params: GenerationParams) -> str:
+        return render_chat(self.tokenizer, messages, generation=True, thinking=params.thinking)
+
+    def _deltas(self, steps) -> Iterator[Delta]:
+        detokenizer = Detokenizer(self.tokenizer)
+        state = None if self.mimi is None else self.mimi.init_state(1, max_frames=1)
+        text_open = True
+        for step in steps:
+            text = ""
+            if text_open and step.text is not None:
+                text_open = step.text != self.config.eos_token_id
+                text = detokenizer.push(step.text) if text_open else detokenizer.flush()
+            wav = None
+            if step.frame is not None and state is not None:
+                codes = torch.tensor(step.frame, device=self.device)[None, :, None]
+                wav = self.mimi.decode_step(codes, state)[0].float().cpu().numpy()
+            yield Delta(text, wav, step.frame)
+        rest = detokenizer.flush()
+        if rest:  # cut off by the length cap
+            yield Delta(rest)
+
+
+def listen(start: Callable[[], Iterator[Delta]], params: GenerationParams, on_text: Callable[[str], None] = lambda text: None,
+           on_wav: Callable[[np.ndarray], None] = lambda wav: None) -> Answer:
+    """Call `start` (which must return Chat.reply(...)), pass every piece on as it comes, and return the whole, timed."""
+    answer, pieces, text = Answer(), [], ""
+    began = time.perf_counter()
+    for delta in start():
+        answer.num_steps += 1
+        answer.num_frames += delta.codes is not None
+        if delta.text:
+            answer.ttft_s = answer.ttft_s or time.perf_counter() - began
+            text += delta.text
+            on_text(delta.text)
+        if delta.wav is not None:
+            answer.ttfa_s = answer.ttfa_s or time.perf_counter() - began
+            pieces.append(delta.wav)
+            on_wav(delta.wav)
+    answer.total_s = time.perf_counter() - began
+    answer.ended = answer.num_steps < params.max_new_tokens
+    thinking, closed, rest = text.rpartition("</think>")
+    answer.thinking, answer.text = (thinking.strip(), rest.strip()) if closed else ("", text.strip())
+    if params.thinking and not closed:
+        answer.thinking, answer.text = text.strip(), ""
+    if pieces:
+        answer.wav = np.concatenate(pieces)
+    return answer
+
+
+def released_config(weights: Path, num_hidden_layers: int | None = None) -> OmniConfig | None:
+    """The config of weights without a sidecar: released sizes but for what the file's name and the caller say; None with one."""
+    if read_sidecar(weights) is not None:
+        return None
+    sizes = {"hidden_size": int(weights.stem.removesuffix("_moe").rpartition("_")[2]), "use_moe": weights.stem.endswith("_moe")}
+    if num_hidden_layers is not None:
+        sizes["num_hidden_layers"] = num_hidden_layers
+    return OmniConfig(**sizes)
