@@ -8,7 +8,7 @@
   read back, with scenes that no training has shown.
 
     python -m nano.train_siglip --device cuda --minutes 4
-    python -m nano.train_siglip --batch_size 64 --steps 3500 --workers 1   # about 40 minutes on two CPU cores
+    python -m nano.train_siglip --batch_size 64 --minutes 40 --workers 1   # two CPU cores
 """
 import argparse
 import logging
