@@ -15,13 +15,17 @@ import re
 from collections import Counter, defaultdict
 from pathlib import Path
 
+import numpy as np
+
 from nano import sayings
 from nano.forms import pairs
+from nano.scenes import answer_sentences
 
 SEED = 2026
 MIN_COUNT = 20  # training answers in which a word occurs; spoken by three voices that is sixty times
 NUM_SAYINGS = 4200
 NUM_READING = 150  # of each little story
+NUM_PICTURE_SENTENCES = 800
 HELD_OUT_SHARE = 0.035  # of every kind, at least HELD_OUT_LEAST
 HELD_OUT_LEAST = 6
 
@@ -40,6 +44,8 @@ def build(seed=SEED):
     rng = random.Random(seed)
     filler = sayings.Filler(rng)
     found = pairs(rng) + sayings.reading(filler, NUM_READING) + sayings.say_after_me(filler, NUM_SAYINGS)
+    # What is said about pictures is read aloud here first: the Talker learns the words before the model learns to see.
+    found += sayings.repeated(filler, answer_sentences(NUM_PICTURE_SENTENCES, np.random.default_rng(seed)))
     train, heldout = split(found, rng)
     train += top_up(train, heldout, filler)
     rng.shuffle(train)
