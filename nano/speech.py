@@ -41,8 +41,10 @@ class Utterance:
     pitch: float = 1.0
 
 
-def synthesise(text, voice, rate=1.0, pitch=1.0):
+def synthesise(text, voice, rate=1.0, pitch=1.0, f0=1.0):
     """Speech for `text`: (S,) int16 at 16 kHz, silence at the ends trimmed to 120 ms, all voices equally loud.
+
+    `f0` multiplies the fundamental alone, formants untouched (slt, rms and awb only).
 
     Raises FileNotFoundError without flite, ValueError for an unknown voice, an empty text or a rate or pitch outside 0.5-2.
     """
@@ -57,6 +59,8 @@ def synthesise(text, voice, rate=1.0, pitch=1.0):
         raise FileNotFoundError("the flite program is missing: apt-get install flite")
     # flite stretches by pitch / rate, playing it `pitch` times as fast then leaves the wanted duration
     command = [program, "-voice", voice, "--setf", f"duration_stretch={pitch / rate:.4f}", "-t", text, "-o", "/dev/stdout"]
+    if f0 != 1.0:
+        command += ["--setf", f"f0_shift={f0:.4f}"]
     wav_bytes = subprocess.run(command, check=True, capture_output=True).stdout
     wav, sample_rate = sf.read(io.BytesIO(wav_bytes), dtype="float32")
     assert sample_rate == RATE, sample_rate
