@@ -174,12 +174,14 @@ class Mimi:
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
         """codes (B, 8, T) or (8, T) -> wav (B, T * 1920) float in about [-1, 1]. ValueError for codes out of range."""
-        codes = torch.as_tensor(codes, device=self.device)
+        codes = torch.as_tensor(codes, dtype=torch.long, device=self.device)
         codes = codes[None] if codes.ndim == 2 else codes
         if codes.ndim != 3 or codes.shape[1] != NUM_CODEBOOKS:
             raise ValueError(f"decode needs codes of shape (B, {NUM_CODEBOOKS}, T), got {tuple(codes.shape)}")
         if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.num_codes:
             raise ValueError(f"codes must lie in 0..{self.num_codes - 1}, got {int(codes.min())}..{int(codes.max())}")
+        if not codes.shape[2]:
+            return torch.zeros(codes.shape[0], 0, dtype=self.dtype, device=self.device)
         return self.decode_step(codes, self.init_state(codes.shape[0], max_frames=4 * CHUNK_FRAMES))
 
     # ---- streams
