@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-from engine.chat import (CAMPPLUS, MIMI, SENSEVOICE, SIGLIP, VOICES, Answer, Chat, find_weights, listen, read_image, released_config,
-                         require_part)
+from engine.chat import (CAMPPLUS, MIMI, SENSEVOICE, SIGLIP, VOICES, Answer, Chat, find_weights, listen, pick_device, read_image,
+                         released_config, require_part)
 from engine.generate import GenerationParams
 from engine.voices import Voice, pick_voice
 from evals.cases import SUITES, Case, cases_for, parse_suites
@@ -142,16 +142,6 @@ def locate(text: str) -> Path:
     return path if path.exists() or not (ROOT / path).exists() else ROOT / path
 
 
-def chosen_device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"--device {name!r} is not a device; use cpu or cuda") from error
-    if device.type == "cuda" and not (torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()):
-        raise ValueError(f"--device {name}: this machine has no such GPU; use --device cpu")
-    return device
-
-
 def pack_folder(args) -> Path:
     if args.load_from is None:
         if not NANO_PACK.is_dir():
@@ -196,9 +186,10 @@ def load_session(args, folder: Path) -> tuple[Session, str]:
     weights_dir = locate(args.save_dir) if args.save_dir else RELEASED_WEIGHTS if released else folder
     use_moe = None if args.use_moe is None else bool(args.use_moe)
     weights = find_weights(weights_dir, args.weight, args.hidden_size, use_moe)
-    device = chosen_device(args.device)
+    device = pick_device(args.device)
     config = released_config(weights, args.num_hidden_layers)
     chat = Chat.load(folder, weights, config, device, decode_audio=bool(args.decode_audio))
+    chat.use_few_threads()
     world = "nano" if chat.config.vocab_size < OmniConfig.vocab_size else "general"
     params = GenerationParams(newline_id=chat.newline_id, max_new_tokens=args.max_new_tokens, top_p=args.top_p,
                               temperature=TEMPERATURE[world] if args.temperature is None else args.temperature,

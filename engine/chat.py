@@ -25,6 +25,7 @@ from model.sequence import build_prompt, encode_text, render_chat
 MIMI, SENSEVOICE, SIGLIP, CAMPPLUS = "mimi", "SenseVoiceSmall", "siglip2-base-p32-256-ve", "campplus"
 VOICES = "voices.pt"
 DEFAULT_WEIGHT = "sft_omni"
+SMALL_WIDTH = 384  # Thinker width up to which one CPU thread is fastest
 AUDIO_SECONDS = (0.1, 60.0)  # of one spoken question
 MAX_PIXELS = 40_000_000  # of one picture: decoding is done before shrinking
 
@@ -97,6 +98,17 @@ def find_weights(folder: str | Path, weight: str | None = None, hidden_size: int
     return best[0]
 
 
+def pick_device(name: str) -> torch.device:
+    """The device called `name`; ValueError when there is none."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device {name!r} is not a device; use cpu or cuda") from error
+    if device.type == "cuda" and not (torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()):
+        raise ValueError(f"--device {name}: this machine has no such GPU; use --device cpu")
+    return device
+
+
 def load_tokenizer(folder: str | Path):
     """The pack's tokenizer. FileNotFoundError without its files, ValueError when they cannot be read."""
     from transformers import PreTrainedTokenizerFast
@@ -157,6 +169,15 @@ class Chat:
         mimi = Mimi.load(folder / MIMI, device, encoder=False) if decode_audio else None
         voices = load_voices(folder / VOICES, model.config) if (folder / VOICES).exists() else {}
         return cls(model, tokenizer, mimi, voices, folder)
+
+    def use_few_threads(self) -> None:
+        """Let torch use one CPU thread if the model is small; for entry points, as it is a setting of the whole process.
+
+        A step of the nano model is 9 ms of work in hundreds of operations: sharing each out between threads costs more than it
+        saves, and twenty times as much when other programs keep the cores busy.
+        """
+        if self.device.type == "cpu" and self.config.hidden_size <= SMALL_WIDTH:
+            torch.set_num_threads(1)
 
     # ---- what the user gives
 

@@ -6,7 +6,7 @@
 - Finished questions are kept in --output_dir, keyed by weights, codec and settings: the same command goes on where it stopped.
 
     python -m evals.eval_nano --pack model/nano --n 100
-    python -m evals.eval_nano --pack model/nano --n 99 --voice slt rms awb --ceiling out/eval_codec/codec.json
+    python -m evals.eval_nano --n 99 --voice slt rms awb --ceiling out/nano/data/t2a_heldout.parquet
 """
 import argparse
 import csv
@@ -22,14 +22,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch  # noqa: E402  (the root has to be importable first)
 
-from engine.chat import MIMI, VOICES, Chat, find_weights, listen  # noqa: E402
+from engine.chat import MIMI, VOICES, Chat, find_weights, listen, pick_device  # noqa: E402
 from engine.generate import GenerationParams  # noqa: E402
 from engine.voices import Voice, pick_voice  # noqa: E402
 from evals.asr import load_recogniser  # noqa: E402
-from evals.metrics import edit_distance, percentiles, words  # noqa: E402
+from evals.metrics import edit_distance, percentiles, wer, words  # noqa: E402
 from model.audio import write_wav  # noqa: E402
 from model.checkpoint import save_json  # noqa: E402
-from model.config import SAMPLE_RATE  # noqa: E402
+from model.config import NUM_CODEBOOKS, SAMPLE_RATE  # noqa: E402
 
 HELDOUT = "heldout.jsonl"
 COLUMNS = ("group", "n", "exact", "wer", "ended", "ttfa_ms_p50", "ttfa_ms_p95", "rtf")
@@ -84,7 +84,8 @@ def _row(name: str, records: list[dict]) -> dict:
 
 def table(rows: list[dict]) -> str:
     """The summary as Markdown."""
-    lines = ["| | questions | text exact | WER of the speech | ended by itself | TTFA p50 / p95 ms | RTF |", "|---|---|---|---|---|---|---|"]
+    names = ("", "questions", "text exact", "WER of the speech", "ended by itself", "TTFA p50 / p95 ms", "RTF")
+    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for r in rows:
         lines.append(f"| {r['group']} | {r['n']} | {r['exact']:.0%} | {r['wer']:.3f} | {r['ended']:.0%} "
                      f"| {r['ttfa_ms_p50']:.0f} / {r['ttfa_ms_p95']:.0f} | {r['rtf']:.2f} |")
@@ -111,12 +112,35 @@ def read_done(path: Path) -> dict[tuple, dict]:
     return done
 
 
-def evaluate(args, chat: Chat, weights: Path) -> list[dict]:
+def ceiling(path: Path, items: list[dict], chat: Chat, recogniser) -> dict:
+    """What the codec alone costs: WER of the real codes of the same answers, from a parquet data file, or evals.codec_wer's JSON.
+
+    {"wer", "clips"}; ValueError when the file has none of the questions asked.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"--ceiling {path}: no such file; give the held-out parquet file or evals.codec_wer's output (.json)")
+    if path.suffix == ".json":
+        figures = json.loads(path.read_text(encoding="utf-8").strip().splitlines()[-1])
+        return {"wer": float(figures["wer"]), "clips": figures.get("clips")}
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(path, columns=["conversations", "answer_audios"]).to_pydict()
+    wanted, pairs = {(item["question"], item["answer"]) for item in items}, []
+    for conversation, audios in zip(rows["conversations"], rows["answer_audios"]):
+        key = tuple(turn["content"] for turn in json.loads(conversation) if turn["role"] != "system")
+        if key in wanted and audios:
+            wanted.remove(key)  # one voice of each is enough
+            wav = chat.mimi.decode(torch.tensor(audios[-1]).view(-1, NUM_CODEBOOKS).T)[0].cpu().numpy()
+            pairs.append((key[1], recogniser.transcribe(wav, SAMPLE_RATE)))
+    if not pairs:
+        raise ValueError(f"--ceiling {path}: none of the questions asked is in it")
+    return {"wer": wer(pairs), "clips": len(pairs)}
+
+
+def evaluate(args, chat: Chat, recogniser, items: list[dict], weights: Path) -> list[dict]:
     """Ask all questions, the voices in turn; records in their order, also appended to --output_dir as they come."""
-    items = read_questions(Path(args.heldout or Path(args.pack) / HELDOUT), args.n, args.seed)
     voices = [pick_voice(chat.voices, name) for name in args.voice or [None]]
     params = GenerationParams(newline_id=chat.newline_id, max_new_tokens=args.max_new_tokens, temperature=args.temperature)
-    recogniser = load_recogniser(args.asr)
     settings = {"seed": args.seed, "temperature": args.temperature, "max_new_tokens": args.max_new_tokens, "asr": args.asr}
     pack = Path(args.pack)
     parts = [weights, pack / VOICES, pack / "tokenizer.json", *sorted((pack / MIMI).glob("*.safetensors"))]
@@ -155,7 +179,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max_new_tokens", type=int, default=256)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--asr", default="pocketsphinx")
-    parser.add_argument("--ceiling", help="JSON written by evals.eval_codec, shown beside the result")
+    parser.add_argument("--ceiling", help="parquet file with the real codes of the same answers, or evals.codec_wer's output (.json)")
     parser.add_argument("--output_dir", default="out/eval_nano")
     parser.add_argument("--save_wavs", action="store_true")
     parser.add_argument("--verbose", action="store_true", help="a line per question: errors/words, reply, what was heard")
@@ -164,19 +188,21 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args) -> None:
     weights = find_weights(Path(args.save_dir or args.pack), args.weight)
-    chat = Chat.load(args.pack, weights, device=args.device)
-    records = evaluate(args, chat, weights)
-    if not records:
+    chat = Chat.load(args.pack, weights, device=pick_device(args.device))
+    chat.use_few_threads()
+    recogniser = load_recogniser(args.asr)
+    items = read_questions(Path(args.heldout or Path(args.pack) / HELDOUT), args.n, args.seed)
+    if not items:
         raise ValueError("nothing to evaluate: --n is 0 or the held-out file is empty")
+    records = evaluate(args, chat, recogniser, items, weights)
     rows = summarise(records)
     print(table(rows))
-    ceiling = json.loads(Path(args.ceiling).read_text()) if args.ceiling else None
-    if ceiling:
-        print("\nreal speech through the codec (the ceiling): "
-              + ", ".join(f"{name} WER {value['wer']:.3f}" for name, value in ceiling.items()))
+    best = ceiling(Path(args.ceiling), items, chat, recogniser) if args.ceiling else None
+    if best:
+        print(f"\nreal speech through the codec, the ceiling: WER {best['wer']:.3f} ({best['clips']} clips)")
     folder = Path(args.output_dir)
     summary = [{name: None if value != value else value for name, value in row.items()} for row in rows]  # JSON has no NaN
-    save_json({"settings": vars(args), "summary": summary, "ceiling": ceiling, "records": records}, folder / "eval_nano.json")
+    save_json({"settings": vars(args), "summary": summary, "ceiling": best, "records": records}, folder / "eval_nano.json")
     with open(folder / "eval_nano.csv", "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()

@@ -21,6 +21,15 @@ from model.config import OmniConfig
 EOS = 2
 
 
+@pytest.fixture(scope="module", autouse=True)
+def threads():
+    """The commands choose how many threads torch uses; the other tests get theirs back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def pack(tmp_path_factory):
     return make_tiny_pack(tmp_path_factory.mktemp("pack"))
@@ -123,7 +132,8 @@ def test_missing_module_stops_with_its_download_command(pack, tmp_path):
 
 @pytest.mark.parametrize("arguments, named", [
     (["--mode", "2"], "SenseVoiceSmall"), (["--suite", "image"], "siglip2-base-p32-256-ve"), (["--suite", "song"], "song"),
-    (["--prompt", "x", "--voice", "zed"], "ann, bob"), (["--prompt", " "], "--prompt"), (["--prompt", "x", "--interactive"], "--interactive"),
+    (["--prompt", "x", "--voice", "zed"], "ann, bob"), (["--prompt", " "], "--prompt"),
+    (["--prompt", "x", "--interactive"], "--interactive"),
     (["--audio", "nope.wav"], "nope.wav"), (["--prompt", "x", "--clone", __file__], "campplus"), (["--image", __file__], "siglip2"),
     (["--prompt", "x", "--weight", "pretrain"], "pretrain"), (["--prompt", "x", "--use_moe", 1], "_moe.pth"),
     (["--prompt", "x", "--device", "toaster"], "toaster"), (["--prompt", "x " * 600], "tokens long"),
@@ -148,7 +158,8 @@ def test_wrong_arguments_are_one_line_and_exit_code_2(arguments, capsys):
     (lambda folder: (folder / "tokenizer.json").write_text("{"), "tokenizer"),
     (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json"),
     (lambda folder: (folder / "voices.pt").write_bytes(b"junk"), "voices.pt"),
-    (lambda folder: torch.save({"ann": {"ref_codes": torch.full((8, 3), 64), "spk_emb": torch.zeros(192)}}, folder / "voices.pt"), "'ann'")])
+    (lambda folder: torch.save({"ann": {"ref_codes": torch.full((8, 3), 64), "spk_emb": torch.zeros(192)}}, folder / "voices.pt"),
+     "'ann'")])
 def test_damaged_pack_is_named(cli, pack, tmp_path, damage, named):
     import shutil
     folder = shutil.copytree(pack, tmp_path / "damaged")
@@ -282,7 +293,8 @@ GOOD = {"ref_codes": torch.zeros(8, 4, dtype=torch.long), "spk_emb": torch.ones(
 
 @pytest.mark.parametrize("content, named", [
     ({}, "dict of voices"), ([1], "dict of voices"), ({"x": 3}, "'x'"), ({"x": {"spk_emb": GOOD["spk_emb"]}}, "ref_codes"),
-    ({"x": {**GOOD, "ref_codes": torch.zeros(7, 4, dtype=torch.long)}}, r"\(8, T\)"), ({"x": {**GOOD, "ref_codes": torch.zeros(8, 4)}}, "integers"),
+    ({"x": {**GOOD, "ref_codes": torch.zeros(7, 4, dtype=torch.long)}}, r"\(8, T\)"),
+    ({"x": {**GOOD, "ref_codes": torch.zeros(8, 4)}}, "integers"),
     ({"x": {**GOOD, "ref_codes": torch.full((8, 4), 2048)}}, "0..2047"), ({"x": {**GOOD, "ref_codes": torch.full((8, 4), -1)}}, "0..2047"),
     ({"x": {**GOOD, "spk_emb": torch.ones(191)}}, "192"), ({"x": {**GOOD, "spk_emb": torch.full((192,), float("nan"))}}, "NaN")])
 def test_wrong_voices_are_named(tmp_path, content, named):
@@ -329,6 +341,30 @@ def test_weights_are_found_by_the_released_naming(tmp_path):
 
 # ---- the held-out evaluation
 
+def test_ceiling_is_that_of_the_very_answers(chat, tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    class Clock:
+        """Hears four letters per frame, so that the transcript depends on the codes' length."""
+        def transcribe(self, wav, rate):
+            return "one two three four five six"[:round(len(wav) / rate / 0.08) * 4 - 1]
+
+    def row(question, answer):
+        return json.dumps([{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
+
+    pyarrow.parquet.write_table(pyarrow.table({
+        "conversations": [row("q1", "one two three"), row("q1", "one two three"), row("q2", "four"), row("other", "x")],
+        "answer_audios": [[[1] * 16], [[1] * 8], [[1] * 8], [[1] * 8]]}), tmp_path / "h.parquet")
+    items = [{"question": "q1", "answer": "one two three"}, {"question": "q2", "answer": "four"}]
+    # q1 has two frames -> hears "one two" (1 error of 3), its second row is another voice; q2 hears "one" (1 error of 1)
+    assert eval_nano.ceiling(tmp_path / "h.parquet", items, chat, Clock()) == {"wer": 0.5, "clips": 2}
+    (tmp_path / "c.json").write_text('{"wer": 0.3, "clips": 24}')
+    assert eval_nano.ceiling(tmp_path / "c.json", items, chat, None) == {"wer": 0.3, "clips": 24}
+    with pytest.raises(ValueError, match="none of the questions"):
+        eval_nano.ceiling(tmp_path / "h.parquet", [{"question": "q1", "answer": "two"}], chat, None)
+
+
 def test_eval_nano_resumes_where_it_stopped(pack, tmp_path, monkeypatch, capsys):
     class Deaf:
         def transcribe(self, wav, rate):
@@ -341,7 +377,8 @@ def test_eval_nano_resumes_where_it_stopped(pack, tmp_path, monkeypatch, capsys)
                "--max_new_tokens", "10", "--temperature", "1", "--output_dir", str(tmp_path / "o")]
     assert eval_nano.main([*command, "--n", "2"]) == 0
     asked = []
-    monkeypatch.setattr(Chat, "reply", lambda self, messages, *a, _reply=Chat.reply, **k: asked.append(1) or _reply(self, messages, *a, **k))
+    reply = Chat.reply
+    monkeypatch.setattr(Chat, "reply", lambda *args, **options: asked.append(1) or reply(*args, **options))
     assert eval_nano.main([*command, "--n", "4"]) == 0
     assert len(asked) == 2  # the first two were kept
     result = json.loads((tmp_path / "o" / "eval_nano.json").read_text())
