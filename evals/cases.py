@@ -26,8 +26,9 @@ class Case:
 
 TEXT = {
     "nano": (
-        "What is two plus three?", "What color is the sky?", "What do cats like to eat?", "What day comes after Monday?",
-        "What is the opposite of hot?", "How many legs does a spider have?", "Where do penguins live?", "What does a doctor do?",
+        "What color is the sky?", "What is the capital of France?", "How much is seven plus three?", "What do cats like to eat?",
+        "What is the opposite of hot?", "How many legs does a spider have?", "What does a doctor do?", "Which season comes after autumn?",
+        "Why is the sky blue?", "Tell me a story about a lazy dog.",
     ),
     "general": (
         "What do you usually like to eat?", "Why is the sky blue?", "Please introduce spring in one sentence.",
@@ -37,8 +38,8 @@ TEXT = {
 }
 MULTI = {
     "nano": (
-        ("My name is Anna.", "What is my name?"),
-        ("What color is a banana?", "And what color is the sky?"),
+        ("My name is Maria.", "What is my name?"),
+        ("What color is a banana?", "What is the opposite of hot?"),
     ),
     "general": (
         ("My name is Alex and I like tea.", "What do I like to drink?"),
@@ -46,7 +47,7 @@ MULTI = {
         ("我叫小明，今年十岁。", "我叫什么名字?"),
     ),
 }
-CLONE = {"nano": "What day comes after Monday?", "general": "Please introduce spring in one sentence."}
+CLONE = {"nano": "What color is the sky?", "general": "Please introduce spring in one sentence."}
 IMAGE = {"nano": "What is in the picture?", "general": "Please describe this image."}
 
 
