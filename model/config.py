@@ -113,7 +113,7 @@ def audio_ids_for(num_codes: int) -> dict:
 
 PRESETS = {  # fields that differ from the defaults; sizes left out are derived
     "nano": dict(vocab_size=1024, hidden_size=256, num_hidden_layers=4, talker_hidden_size=256,
-                 max_position_embeddings=2048, image_hidden_size=256, **audio_ids_for(1024)),
+                 max_position_embeddings=2048, image_hidden_size=256, **audio_ids_for(512)),
     "base": {},
     "moe": dict(use_moe=True),
 }
