@@ -40,11 +40,12 @@ SPEAKER_SIZE = 192
 def mel_speaker(wav):
     """Stand-in speaker vector where no CAM++ is at hand: (S,) float at 16 kHz -> (192,) float32.
 
-    Mean and deviation over time of 96 log-mel bands, each half centred: the long-term spectrum tells few known voices apart.
+    Mean and deviation over time of 96 log-mel bands, each half standardised. The long-term spectrum tells a few known voices apart
+    (cosine 0.93-0.97 within a flite voice, 0.76-0.89 between two).
     """
     mel = librosa.feature.melspectrogram(y=np.asarray(wav, np.float32), sr=RATE, n_fft=1024, hop_length=320, n_mels=96, fmax=7600)
-    log_mel = np.log(mel + 1e-5)
-    log_mel = log_mel[:, log_mel.mean(0) > np.median(log_mel.mean(0)) - 1]  # the loud frames: pauses say nothing about the speaker
+    energy = mel.sum(0)
+    log_mel = np.log(mel + 1e-4)[:, energy >= np.median(energy)]  # the loud half: pauses say nothing about the speaker
     halves = [log_mel.mean(1), log_mel.std(1)]
     vector = np.concatenate([(half - half.mean()) / (half.std() + 1e-5) for half in halves])
     return vector.astype(np.float32)
@@ -133,7 +134,7 @@ def reference_pool(codes, speaker, seed):
         if not fitting:
             raise ValueError(f"no utterance of voice {voice} is 2-4 s long: the corpus is too small for voice prompts")
         chosen = random.Random(f"{seed} {voice}").sample(fitting, min(REFERENCE_POOL, len(fitting)))
-        pool[voice] = [(u, codes[u], speaker_vector(speaker, u)) for u in tqdm(chosen, desc=f"voice prompts of {voice}")]
+        pool[voice] = [(u, codes[u], speaker_vector(speaker, u)) for u in tqdm(chosen, desc=f"voice prompts of {voice}", mininterval=5)]
     return pool
 
 

@@ -23,8 +23,8 @@ from nano.scenes import answer_sentences
 
 SEED = 2026
 MIN_COUNT = 20  # training answers in which a word occurs; spoken by three voices that is sixty times
-NUM_SAYINGS = 4200
-NUM_READING = 150  # of each little story
+NUM_SAYINGS = 3000
+NUM_READING = 130  # of each little story
 NUM_PICTURE_SENTENCES = 800
 HELD_OUT_SHARE = 0.035  # of every kind, at least HELD_OUT_LEAST
 HELD_OUT_LEAST = 6

@@ -83,7 +83,7 @@ FOOD_FORMS = {
               "what do {some} taste like? => most people say that {some} are {taste}.",
               "describe the taste of {some}. => the taste of {some} is {taste}."],
     "kind": ["what is {a}? => {a} is one kind of {kind}.",
-             "are {some} some kind of food? => yes, {some} are some kind of {kind}.",
+             "are {some} one kind of food? => yes, {some} are one kind of {kind}.",
              "finish this sentence: {a} is one example of => {a} is one example of {kind}."],
     "source": ["where do {some} come from? => we know that {some} {source}.",
                "tell me something about {some}. => it is true that {some} {source}.",
@@ -125,7 +125,7 @@ JOB_FORMS = {
     "work": ["what does {a} do? => {a} {work}.",
              "what is the job of {a}? => every day {a} {work}.",
              "why do we need {a}? => we need {a}, because {a} {work}.",
-             "who {work}? => it is {a} who {work}."],
+             "who {work}? => I think that {a} {work}."],
     "tool": ["what does {a} need for work? => for the work {a} needs {tool}.",
              "what do {plural} use? => most {plural} use {tool} every day.",
              "finish this sentence: the {name} forgot to bring => the {name} forgot to bring {tool}."],
@@ -249,13 +249,13 @@ def numbers():
                              "what do you get when you add {a} and {b}? => when you add {a} and {b}, you get {c}.",
                              "what is the sum of {a} and {b}? => the sum of {a} and {b} is {c}."]:
                     yield ask("arithmetic", ("plus", frozenset((a, b))), form, **cells)
-                for form in ["how much is {c} minus {a}? => I know that {c} minus {a} equals {b}.",
+                for form in ["how much is {c} minus {a}? => as you know, {c} minus {a} equals {b}.",
                              "take {a} away from {c}. => if you take {a} away from {c}, {b} will remain."]:
                     yield ask("arithmetic", ("plus", frozenset((a, b))), form, **cells)
     for a in range(2, 11):
         for b in range(2, 11):
             if a * b <= 20:
-                for form in ["how much is {a} times {b}? => I am sure that {a} times {b} equals {c}.",
+                for form in ["how much is {a} times {b}? => it is true that {a} times {b} equals {c}.",
                              "multiply {a} by {b}. => when you multiply {a} by {b}, you get {c}.",
                              "what is the product of {a} and {b}? => the product of {a} and {b} is {c}."]:
                     yield ask("arithmetic", ("times", frozenset((a, b))), form, a=n[a], b=n[b], c=n[a * b])
@@ -294,39 +294,39 @@ def order():
     for month, season in zip(w.MONTHS, w.MONTH_SEASON):
         for form in ["which season is it in {m}? => in {m} it is usually {s}.",
                      "to which season does {m} belong? => the month of {m} belongs to {s}.",
-                     "my birthday is in {m}. => if your birthday is in {m}, you were born in {s}."]:
+                     "my birthday is in {m}. => if your birthday is in {m}, you like {s}."]:
             yield ask("order", ("season", month), form, m=month, s=season)
 
 
 def yes_no():
     """Is it so? A true case and a false one of the same fact; the false value is the next one of the table."""
-    forms = [("animals", w.ANIMALS, "color", "is {a} {x}? => yes, {a} is often {y}.", "is {a} {x}? => not {x}, {a} is often {y}, as you know."),
-             ("animals", w.ANIMALS, "food", "does {a} eat {x}? => yes, {a} enjoys {y}.", "does {a} eat {x}? => I am sure that {a} does not eat {x}."),
-             ("animals", w.ANIMALS, "home", "does {a} live {x}? => yes, {a} really lives {y}.",
-              "does {a} live {x}? => I am sure that {a} does not live {x}."),
-             ("foods", w.FOODS, "color", "is {a} {x}? => yes, {a} is often {y}.", "is {a} {x}? => not {x}, {a} is often {y}, as you know."),
-             ("foods", w.FOODS, "kind", "is {a} some {x}? => yes, {a} is really some {y}.", "is {a} some {x}? => it is not true that {a} is some {x}."),
-             ("jobs", w.JOBS, "place", "does {a} work {x}? => yes, {a} works {y}.", "does {a} work {x}? => I am sure that {a} does not work {x}."),
-             ("tools", w.OBJECTS, "use", "can I {x} with {a}? => yes, you can {y} with {a}.",
-              "can I {x} with {a}? => I am sure that you can not {x} with {a}."),
-             ("tools", w.OBJECTS, "material", "is {a} made of {x}? => yes, {a} is really made of {y}.",
-              "is {a} made of {x}? => I am sure that {a} is not made of {x}."),
-             ("transport", w.VEHICLES, "way", "does {a} move {x}? => yes, {a} moves {y}.", "does {a} move {x}? => I am sure that {a} does not move {x}."),
-             ("countries", w.COUNTRIES, "capital", "is {x} the capital of {name}? => yes, {y} is really the capital of {name}.",
-              "is {x} the capital of {name}? => I am sure that {x} is not the capital of {name}."),
-             ("countries", w.COUNTRIES, "language", "do people speak {x} in {name}? => yes, people speak {y} in {name}.",
-              "do people speak {x} in {name}? => I am sure that in {name} people do not speak {x}.")]
-    for table, rows, column, true_form, false_form in forms:
+    not_so = "I know that {a} does not "
+    for table, rows, column, question, true, false in [
+            ("animals", w.ANIMALS, "color", "is {a} {x}?", "yes, {a} is often {y}.", "not {x}, {a} is often {y}, as you know."),
+            ("animals", w.ANIMALS, "food", "does {a} eat {x}?", "yes, {a} enjoys {y}.", not_so + "eat {x}."),
+            ("animals", w.ANIMALS, "home", "does {a} live {x}?", "yes, {a} really lives {y}.", not_so + "live {x}."),
+            ("foods", w.FOODS, "color", "is {a} {x}?", "yes, {a} is often {y}.", "not {x}, {a} is often {y}, as you know."),
+            ("foods", w.FOODS, "kind", "is {a} one kind of {x}?", "yes, {a} is one kind of {y}.",
+             "it is not true that {a} is one kind of {x}."),
+            ("jobs", w.JOBS, "place", "does {a} work {x}?", "yes, {a} works {y}.", not_so + "work {x}."),
+            ("tools", w.OBJECTS, "use", "can I {x} with {a}?", "yes, you can {y} with {a}.", "I know that you can not {x} with {a}."),
+            ("tools", w.OBJECTS, "material", "is {a} made of {x}?", "yes, {a} is really made of {y}.",
+             "I know that {a} is not made of {x}."),
+            ("transport", w.VEHICLES, "way", "does {a} move {x}?", "yes, {a} moves {y}.", not_so + "move {x}."),
+            ("countries", w.COUNTRIES, "capital", "is {x} the capital of {name}?", "yes, {y} is really the capital of {name}.",
+             "I know that {x} is not the capital of {name}."),
+            ("countries", w.COUNTRIES, "language", "do people speak {x} in {name}?", "yes, people speak {y} in {name}.",
+             "I know that in {name} people do not speak {x}.")]:
         values = list(dict.fromkeys(row[column] for row in rows))
-        for i, row in enumerate(rows):
+        for row in rows:
             y = row[column]
             cells = dict(row, a=article(row["name"]), y=y)
             fact = (table, row["name"], column)
-            yield ask("yes or no", fact, true_form, x=y, **cells)
+            yield ask("yes or no", fact, f"{question} => {true}", x=y, **cells)
             for step in (1, 2):
                 x = values[(values.index(y) + step) % len(values)]
                 if x != y and x not in y and y not in x:
-                    yield ask("yes or no", fact, false_form, x=x, **cells)
+                    yield ask("yes or no", fact, f"{question} => {false}", x=x, **cells)
 
 
 def comparisons(rng, keep=900):
@@ -338,7 +338,7 @@ def comparisons(rng, keep=900):
             found += [ask("comparison", None, form, **cells) for form in [
                 "which is bigger, {s} or {b}? => {b} is much bigger than {s}.",
                 "which animal is smaller, {b} or {s}? => {s} is smaller than {b}.",
-                "is {s} bigger than {b}? => I am sure that {s} is not bigger than {b}.",
+                "is {s} bigger than {b}? => I know that {s} is not bigger than {b}.",
                 "is {b} bigger than {s}? => yes, {b} is really bigger than {s}."]]
     for i, slow in enumerate(w.VEHICLES):
         for fast in w.VEHICLES[i + 2:]:
@@ -346,7 +346,7 @@ def comparisons(rng, keep=900):
             found += [ask("comparison", None, form, **cells) for form in [
                 "which is faster, {s} or {f}? => {f} is faster than {s}.",
                 "which is slower, {f} or {s}? => {s} is much slower than {f}.",
-                "is {s} faster than {f}? => I am sure that {s} is not faster than {f}."]]
+                "is {s} faster than {f}? => I know that {s} is not faster than {f}."]]
     for a in range(1, 20):
         for b in range(a + 1, 21):
             found += [ask("comparison", None, form, a=w.NUMBERS[a], b=w.NUMBERS[b]) for form in [

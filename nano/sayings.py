@@ -32,7 +32,7 @@ SLOTS = {
     "language": sorted({row["language"] for row in w.COUNTRIES}),
     "person": PERSON_WORDS,
     "size": "big small little long short heavy round old new broken beautiful expensive cheap wooden clean strange".split(),
-    "color": w.COLORS,
+    "color": [color for color in w.COLORS if color != "red"],  # heard as "read": kept to the facts that need it
     "day": w.DAYS,
     "month": w.MONTHS,
     "season": w.SEASONS,
@@ -40,11 +40,11 @@ SLOTS = {
     "ordinal": w.ORDINALS,
     "weather": [row["name"] for row in w.WEATHER] + "hot cold warm cool wet dry dangerous wonderful terrible".split(),
     "room": "kitchen office bedroom bathroom garage garden".split() + ["living room"],
-    "went": "walked moved went came".split(),
+    "went": "walked went came".split(),
     "did": "bought sold found lost forgot carried wanted painted needed opened remembered".split(),
     "said": "said thought knew remembered".split(),
     "how": "slowly quickly quietly carefully happily suddenly".split(),
-    "where": "near behind across from,in front of,next to,far from".replace("near behind across from", "near,behind,across from").split(","),
+    "where": "near,behind,across from,in front of,next to,far from".split(","),
     "when": "yesterday,this morning,last night,every evening,last week,this afternoon,on the weekend,long ago".split(","),
     "topic": [row["a"] for row in w.DEFINITIONS],
     "feeling": [row["name"] for row in w.FEELINGS],
@@ -86,7 +86,7 @@ the {job} and the {job2} {went} {how} to {city}.
 I think {color_thing} is more beautiful than {color_thing2}.
 the word {opposite} is not the same as the word {opposite2}.
 my {body} and my {body2} feel strange {when}.
-the {jobs} were very {feeling} when they saw the {animal}.
+the {jobs} feel very {feeling} when they see the {animal}.
 nobody in {country} {did} the {color} {thing} {when}.
 is the {animal} {where} the {place} really {color}?
 """.strip().splitlines()
@@ -131,6 +131,11 @@ def say_after_me(filler, count):
         if 4 <= len(text.split()) <= 14:
             found[text] = ask("say after me", None, filler.rng.choice(LEADS), x=text)
     return list(found.values())
+
+
+def repeated(filler, sentences):
+    """A Pair of kind "say after me" for each of the sentences."""
+    return [ask("say after me", None, filler.rng.choice(LEADS), x=text) for text in sentences]
 
 
 ORDERS = ("Tell", "Take", "Listen,", "Then", "Not")  # first words of answers that would sound odd after "that"
@@ -191,9 +196,9 @@ READING_FORMS = [
     "{x} went to the {place} on {day}. where did {he} go? => on {day} {x} went to the {place}.",
     "{x} has the {color} {thing} and the {color2} {thing2}. what color is the {thing2}? => the {thing2} of {x} is {color2}.",
     "{x} put the {thing} in the {room} and the {thing2} in the {room2}. where is the {thing}? => {x} put the {thing} in the {room}.",
-    "{x} likes {foods} but {y} likes {foods2}. who likes {foods2}? => it is {y} who likes {foods2}.",
+    "{x} likes {foods} but {y} likes {foods2}. who likes {foods2}? => {y} is the one that likes {foods2}.",
     "{x} is {job}. where does {he} work? => {x} is {job} and works {job_place}.",
-    "{x} has {a} {fruit} and buys {b} more. how many {fruit} does {he} have? => now {x} has {sum} {fruit}.",
+    "{x} has {a} {fruit} and buys {b} more. how many {fruit} does {he} have? => then {x} has {sum} {fruit}.",
     "{x} has {a} {fruit} and eats {b} of them. how many {fruit} remain? => then {x} has only {rest} {fruit}.",
     "{x} visited {his} {relative} in {city}. whom did {x} visit? => in {city} {x} visited {his} {relative}.",
     "{x} lost the {thing} in the {place} on {day}. what did {x} lose? => on {day} {x} lost the {thing}.",

@@ -33,22 +33,21 @@ butterfly | butterflies | orange | sugar from flowers | among the flowers | make
 spider | spiders | black | little insects | in the dark corner | makes no noise | hair | eight | climb
 frog | frogs | green | little insects | near the water | sings in the evening | smooth skin | four | jump
 chicken | chickens | white | corn and seeds | on the farm | talks in the morning | feathers | two | walk
-rabbit | rabbits | brown | carrots and grass | under the ground | makes no noise | soft hair | four | jump
+rabbit | rabbits | brown | fresh grass | under the ground | makes no noise | soft hair | four | jump
 cat | cats | black | fish and meat | in the house | speaks softly | soft hair | four | climb
-turtle | turtles | green | green plants | near the water | makes no noise | its hard shell | four | swim
 monkey | monkeys | brown | bananas and fruit | in the jungle | makes loud noises | brown hair | four | climb
-eagle | eagles | brown | fish and rabbits | in the mountains | cries loudly | feathers | two | fly
 fox | foxes | orange | chickens and insects | in the forest | cries in the night | thick hair | four | run
 dog | dogs | brown | meat | in the house | makes loud noises | soft hair | four | run
 penguin | penguins | black | fish | on the ice | makes loud noises | feathers | two | swim
-wolf | wolves | silver | meat | in the forest | cries in the night | thick hair | four | run
 sheep | sheep | white | grass | on the farm | makes soft noises | wool | four | walk
-pig | pigs | pink | corn and vegetables | on the farm | makes funny noises | thin hair | four | walk
+kangaroo | kangaroos | brown | grass | in Australia | makes no noise | short hair | two | jump
 dolphin | dolphins | silver | fish | in the ocean | sings to its friends | smooth skin | no | swim
 lion | lions | yellow | meat | in the grass of Africa | makes very loud noises | short hair | four | run
+gorilla | gorillas | black | leaves and fruit | in the jungle | makes deep noises | thick hair | two | walk
 tiger | tigers | orange | meat | in the jungle | makes very loud noises | short hair | four | run
 shark | sharks | silver | fish | in the ocean | makes no noise | rough skin | no | swim
 bear | bears | brown | fish and honey | in the forest | makes deep noises | thick hair | four | climb
+crocodile | crocodiles | green | fish and meat | in the river | makes no noise | rough skin | four | swim
 zebra | zebras | black and white | grass | in the grass of Africa | makes soft noises | short hair | four | run
 cow | cows | brown | grass | on the farm | makes deep noises | short hair | four | walk
 horse | horses | brown | grass and apples | on the farm | makes happy noises | short hair | four | run
@@ -64,7 +63,6 @@ lemon | lemons | yellow | sour | fruit | grow on trees
 strawberry | strawberries | red | sweet | fruit | grow near the ground
 tomato | tomatoes | red | fresh | vegetable | grow in the garden
 potato | potatoes | brown | plain | vegetable | grow under the ground
-carrot | carrots | orange | sweet | vegetable | grow under the ground
 onion | onions | white | strong | vegetable | grow under the ground
 mushroom | mushrooms | brown | plain | vegetable | grow in the forest
 pumpkin | pumpkins | orange | sweet | vegetable | grow in the garden
@@ -109,7 +107,6 @@ Australia | Canberra | Australia | English | Australian
 
 JOBS = table("name | plural | place | work | tool", """
 doctor | doctors | in the hospital | helps sick people | medicine
-nurse | nurses | in the hospital | takes care of patients | the thermometer
 teacher | teachers | in the school | teaches the children | books
 farmer | farmers | on the farm | grows corn and vegetables | the tractor
 baker | bakers | in the bakery | bakes fresh bread | the kitchen
@@ -152,7 +149,6 @@ piano | pianos | play music | living room | wood
 candle | candles | make light | living room | wax
 blanket | blankets | stay warm | bedroom | wool
 jacket | jackets | stay warm in winter | bedroom | cotton
-ladder | ladders | climb to the roof | garage | wood
 shovel | shovels | dig in the garden | garage | metal
 bicycle | bicycles | ride to school | garage | metal
 umbrella | umbrellas | stay dry | garage | plastic
@@ -195,7 +191,7 @@ restaurant | eat good food | waiters and hungry people
 theater | watch the play | actors on the stage
 station | wait for the train | people with heavy bags
 airport | wait for the airplane | pilots and airplanes
-hospital | visit the doctor | doctors and nurses
+hospital | visit the doctor | doctors and sick people
 bakery | buy fresh bread | bread and chocolate
 market | buy fruit and vegetables | apples and potatoes
 hotel | sleep in the big bed | many small rooms
@@ -236,7 +232,6 @@ strong | weak
 quick | slow
 clean | dirty
 heavy | light
-empty | full
 rich | poor
 hot | cold
 easy | difficult
@@ -283,7 +278,6 @@ tired | you work all day | go to bed early
 hungry | you forget your breakfast | eat the sandwich
 thirsty | you run in the sun | drink cold water
 sick | you drink bad milk | visit the doctor
-bored | there is nothing to do | read good books
 afraid | you hear the noise in the dark | turn on the light
 surprised | you open the big present | open your eyes wide
 proud | you win the important game | tell your family
@@ -329,8 +323,8 @@ the baby | person | is very young
 
 NAMES = table("name | he | his", """
 Susan | she | her
-Emily | she | her
-Linda | she | her
+Jessica | she | her
+Patricia | she | her
 Jennifer | she | her
 Elizabeth | she | her
 Victoria | she | her

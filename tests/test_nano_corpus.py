@@ -1,0 +1,224 @@
+"""The nano world: its corpus, speech, tokenizer and parquet files."""
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from transformers import AutoTokenizer
+
+from nano import build_data, corpus, tokenizer as nano_tokenizer
+from nano.speech import RATE, TRAIN_VOICES, Utterance, read_shard, render, synthesise
+
+PACK = Path(__file__).resolve().parents[1] / "model" / "nano"
+needs_flite = pytest.mark.skipif(shutil.which("flite") is None, reason="flite is not installed")
+
+
+@pytest.fixture(scope="module")
+def built():
+    return corpus.build()
+
+
+def test_corpus_size_and_vocabulary(built):
+    train, heldout = built
+    assert len({(item["question"], item["answer"]) for item in train}) == len(train) >= 8000
+    assert len(heldout) >= 200
+    counts = Counter(word for item in train for word in set(corpus.words(item["answer"])))
+    assert len(counts) >= 600
+    assert min(counts.values()) >= corpus.MIN_COUNT
+    assert {word for item in heldout for word in corpus.words(item["answer"])} <= set(counts)
+    kinds = Counter(item["kind"] for item in heldout)
+    assert all(kinds[kind] >= 5 for kind in {item["kind"] for item in train} - {"about me"}), kinds
+
+
+def test_answers_are_short_plain_sentences(built):
+    for item in built[0] + built[1]:
+        assert 3 <= len(item["answer"].split()) <= 14, item
+        assert set(item["answer"]) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ .,?"), item
+        assert item["answer"][0].isupper() and item["answer"][-1] in ".?", item
+
+
+def test_heldout_sentences_never_occur_in_training(built):
+    train, heldout = built
+    seen = {corpus.normalise(item[part]) for item in train for part in ("question", "answer")}
+    for item in heldout:
+        assert corpus.normalise(item["question"]) not in seen and corpus.normalise(item["answer"]) not in seen, item
+
+
+def test_a_question_has_one_answer(built):
+    answers = {}
+    for item in built[0] + built[1]:
+        assert answers.setdefault(corpus.normalise(item["question"]), item["answer"]) == item["answer"], item
+
+
+def test_corpus_is_deterministic(built):
+    assert corpus.build() == built
+    assert corpus.build(seed=1)[1] != built[1]
+
+
+def test_missing_corpus_names_the_command(tmp_path):
+    with pytest.raises(FileNotFoundError, match="python -m nano.corpus"):
+        corpus.read_jsonl(tmp_path / "train.jsonl")
+
+
+# ---- tokenizer
+
+@pytest.fixture(scope="module")
+def ours(built, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    texts = [text for item in built[0][:3000] for text in (item["question"], item["answer"])]
+    nano_tokenizer.save(nano_tokenizer.train(texts), folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def test_tokenizer_round_trips_any_text(ours):
+    assert len(ours) == nano_tokenizer.VOCAB_SIZE
+    for text in ("The dog lives in the house.", " two  spaces\n\n\ttab", "héllo 你好 😀 \x00", "</think>\n\nYes."):
+        assert ours.decode(ours.encode(text)) == text
+
+
+def test_shipped_tokenizer_is_the_one_of_the_corpus(built, tmp_path):
+    if not (PACK / "tokenizer.json").exists():
+        pytest.skip("model/nano has no tokenizer")
+    nano_tokenizer.save(nano_tokenizer.train(text for item in built[0] for text in (item["question"], item["answer"])), tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert json.loads((tmp_path / name).read_text("utf-8")) == json.loads((PACK / name).read_text("utf-8")), name
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def reply(text, **more):
+    return {"role": "assistant", "content": text, **more}
+
+
+TOOLS = [{"type": "function", "function": {"name": "f", "description": 'é "x"', "parameters": {}}}]
+CONVERSATIONS = [
+    [user("hi")],
+    [{"role": "system", "content": "Be kind."}, user("hi")],
+    [user("a"), reply("b"), user("c"), reply("d")],
+    [{"role": "system", "content": "s"}, user("a"), reply("<think>\nhm\n</think>\n\nb"), user("c")],
+    [user(" a \n"), reply("\n\nb", reasoning_content="\nwhy\n"), reply("x<think>y</think>z")],
+    [user("a"), reply("", tool_calls=[{"function": {"name": "f", "arguments": {"x": 1}}}, {"name": "g", "arguments": "{}"}]),
+     {"role": "tool", "content": "r1"}, {"role": "tool", "content": "r2"}, reply("done")],
+    [user("a"), reply("so", tool_calls=[{"function": {"name": "f", "arguments": {}}}]), {"role": "tool", "content": "r"}, user("b"),
+     {"role": "system", "content": "mid"}, reply(None)],
+]
+
+
+@pytest.mark.parametrize("options", [{}, {"add_generation_prompt": True}, {"add_generation_prompt": True, "open_thinking": True},
+                                     {"add_generation_prompt": True, "open_thinking": False, "tools": TOOLS}], ids=str)
+def test_chat_template_renders_like_the_released_one(ours, tokenizer_dir, options):
+    released = AutoTokenizer.from_pretrained(tokenizer_dir)
+    for messages in CONVERSATIONS:
+        texts = [each.apply_chat_template(messages, tokenize=False, **options) for each in (ours, released)]
+        assert texts[0] == texts[1]
+
+
+def test_special_ids_and_settings_are_the_released_ones(ours, tokenizer_dir):
+    released = AutoTokenizer.from_pretrained(tokenizer_dir)
+    content = json.loads((tokenizer_dir / "tokenizer.json").read_text("utf-8"))
+    mine = json.loads(ours.backend_tokenizer.to_str())
+    assert mine["added_tokens"] == content["added_tokens"]
+    config = json.loads((tokenizer_dir / "tokenizer_config.json").read_text("utf-8"))
+    assert {**nano_tokenizer.tokenizer_config(), "chat_template": None} == {**config, "chat_template": None}
+    for text in ("</think>\n\n", "<|im_end|>\n", "<|audio_pad|><|image_pad|>", "<think>\n"):
+        assert ours.encode(text) == released.encode(text)
+
+
+# ---- speech and parquet files
+
+def test_speech_refuses_what_it_cannot_say(monkeypatch):
+    for arguments, message in ((("hi", "bob"), "unknown voice"), ((" ", "slt"), "empty"), (("hi", "slt", 3.0), "0.5-2")):
+        with pytest.raises(ValueError, match=message):
+            synthesise(*arguments)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(FileNotFoundError, match="apt-get install flite"):
+        synthesise("hi", "slt")
+
+
+@needs_flite
+def test_rate_and_pitch():
+    text = "The farmer grows vegetables near the river."
+    plain, fast, high = synthesise(text, "rms"), synthesise(text, "rms", rate=1.25), synthesise(text, "rms", pitch=1.25)
+    assert plain.dtype == np.int16 and plain.ndim == 1
+    assert abs(len(fast) / len(plain) - 0.8) < 0.04 and abs(len(high) / len(plain) - 1) < 0.03
+
+    def pitch_hz(wav):
+        middle = wav[len(wav) // 4:len(wav) // 2].astype(float)
+        autocorrelation = np.correlate(middle, middle, "full")[len(middle) - 1:]
+        return RATE / (50 + np.argmax(autocorrelation[50:300]))
+
+    assert 1.15 < pitch_hz(high) / pitch_hz(plain) < 1.35
+
+
+@needs_flite
+def test_render_is_resumable(tmp_path):
+    utterances = [Utterance("The cat sleeps.", "slt"), Utterance("The cat sleeps.", "rms", 1.1), Utterance("Good morning.", "awb")]
+    indexes = render(utterances, tmp_path, workers=1, shard_size=2)
+    said = [pair for index in indexes for pair in read_shard(index)]
+    assert [utterance for utterance, _ in said] == utterances
+    assert np.array_equal(said[0][1], synthesise("The cat sleeps.", "slt"))
+    times = [index.stat().st_mtime_ns for index in indexes]
+    indexes[1].unlink()
+    assert render(utterances, tmp_path, workers=1, shard_size=2) == indexes
+    assert indexes[0].stat().st_mtime_ns == times[0] and indexes[1].stat().st_mtime_ns > times[1]
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_parquet_rows_have_the_schema_and_another_sentence_as_voice_prompt(tmp_path):
+    items = [{"question": f"Number {i}?", "answer": f"Answer {i}.", "kind": "x"} for i in range(4)]
+    generator = np.random.default_rng(0)
+    codes = {Utterance(item["answer"], voice): generator.integers(0, 1024, (8, 26)).astype(np.int16)
+             for item in items for voice in TRAIN_VOICES}
+    pool = build_data.reference_pool(codes, None, seed=1)
+    rows, frames = build_data.write_parquet(items, codes, pool, tmp_path / "t.parquet", seed=1)
+    assert (rows, frames) == (12, 12 * 26)
+    by_codes = {tuple(build_data.frame_major(c)): utterance for utterance, c in codes.items()}
+    for row in pq.read_table(tmp_path / "t.parquet").to_pylist():
+        question, answer = json.loads(row["conversations"])
+        spoken, prompt = by_codes[tuple(row["answer_audios"][0])], by_codes[tuple(row["ref_audios"])]
+        assert question["role"] == "user" and answer["content"] == spoken.text != prompt.text
+        assert spoken.voice == prompt.voice and row["spk_emb"] == []
+    flat = np.array(row["answer_audios"][0]).reshape(-1, 8).T
+    assert np.array_equal(flat, codes[spoken])
+
+
+class FrameCodec:
+    """Stands in for Mimi: every code of a frame tells the frame's loudness."""
+
+    def encode(self, wav):
+        frames = wav.reshape(wav.shape[0], -1, 1920).abs().mean(-1)
+        return (frames * 1000).long()[:, None].expand(-1, 8, -1)
+
+
+@needs_flite
+def test_codes_do_not_depend_on_the_batch(tmp_path, monkeypatch):
+    utterances = [Utterance(text, voice) for text in ("Good morning.", "The small dog runs in the garden.") for voice in TRAIN_VOICES]
+    indexes = render(utterances, tmp_path / "speech", workers=1)
+    (tmp_path / "codec").mkdir()
+    (tmp_path / "codec" / "config.json").write_text("{}")
+    monkeypatch.setattr(build_data.Mimi, "load", lambda folder, device: FrameCodec())
+    alone = build_data.encode_all(indexes, tmp_path / "codec", "cpu", tmp_path / "one", batch=1)
+    together = build_data.encode_all(indexes, tmp_path / "codec", "cpu", tmp_path / "six", batch=6)
+    assert list(alone) == utterances == list(together)
+    for utterance in utterances:
+        assert np.array_equal(alone[utterance], together[utterance])
+        assert alone[utterance].shape == (8, -(-len(build_data.to_codec(synthesise(utterance.text, utterance.voice))) // 1920))
+    monkeypatch.setattr(build_data.Mimi, "load", None)  # finished shards are read, not made again
+    build_data.encode_all(indexes, tmp_path / "codec", "cpu", tmp_path / "six", batch=6)
+
+
+def test_mel_speaker_is_a_finite_vector():
+    wav = np.random.default_rng(0).standard_normal(RATE).astype(np.float32) * 0.1
+    vector = build_data.mel_speaker(wav)
+    assert vector.shape == (192,) and vector.dtype == np.float32 and np.isfinite(vector).all()
+    assert np.allclose(vector, build_data.mel_speaker(wav * 0.5), atol=0.05)  # loudness is not the speaker
+
+
+def test_missing_codec_names_the_remedy(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nano.train_mimi"):
+        build_data.folder_key(tmp_path / "absent")
