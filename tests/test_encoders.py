@@ -92,6 +92,7 @@ def test_released_names_and_rich_tokens(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_sensevoice_equals_funasr_itself(sensevoice):
     """FunASR's AutoModel in its own process (its import is heavy and reseeds everything) gives the same encoder output."""
     script = f"""

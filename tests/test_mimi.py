@@ -252,6 +252,7 @@ def test_nano_size_stream_past_its_window():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @torch.no_grad()
 def test_full_size_stream_past_its_window():
     reference = make_tiny_mimi(None, **FULL_MIMI)
@@ -267,3 +268,28 @@ def test_full_size_stream_past_its_window():
     whole = reference.encode(wav[:, None], num_quantizers=8).audio_codes
     assert (codes == whole).float().mean() > 0.995  # a tie between two entries may fall either way
     check_desynchronised_rows(codec, rows=2, steps=30, tolerance=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_decode_step_as_a_cuda_graph():
+    """No host synchronisation, state in place: one captured step replays into the same samples as the CPU's."""
+    reference = make_tiny_mimi(None, **NANO_MIMI)
+    host, codec = Mimi(reference), Mimi(reference, device="cuda")
+    codes = random_codes(host, 2, 20)
+    state, static = codec.init_state(2), codes[..., :1].cuda()
+    active = torch.ones(2, dtype=torch.bool, device="cuda")
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):  # warm up off the main stream, as capture demands
+        codec.decode_step(static, state, active)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        wav = codec.decode_step(static, state, active)
+    state.reset()
+    pieces = []
+    for frame in range(20):
+        static.copy_(codes[..., frame:frame + 1])
+        graph.replay()
+        pieces.append(wav.cpu())
+    assert torch.allclose(torch.cat(pieces, dim=1), host.decode(codes), atol=1e-3)
