@@ -1,0 +1,197 @@
+"""Conversations in which the last question cannot be answered without an earlier turn.
+
+- A family is a table of rows, some openings ("My name is Anna. => Hello Anna, ...") and some closings ("What is my name? => Your name is
+  Anna."); every opening goes with every closing. Now and then an unrelated question of the corpus comes between.
+- Closed vocabulary: a form whose reply has a word that the corpus does not teach the Talker is not used.
+- Held out are whole last replies: no training conversation, and no training pair of the corpus, says such a sentence.
+- The random.Random decides which of the many possible conversations are kept; the rest is fixed.
+"""
+from collections import defaultdict
+from typing import NamedTuple
+
+from nano import world as w
+from nano.corpus import normalise, words
+from nano.forms import article, sentence
+
+HELD_OUT_SHARE = 0.04  # of a family's last replies, at least HELD_OUT_LEAST
+HELD_OUT_LEAST = 6
+FILLER_SHARE = 0.25  # of the conversations have an unrelated turn in between
+FILLER_KINDS = ("animals", "colors", "foods", "opposites", "countries", "tools", "order")
+ROOMS = ("kitchen", "bedroom", "bathroom", "garage", "garden", "office", "studio", "living room")
+PEOPLE = {"mother": "she", "father": "he", "sister": "she", "brother": "he", "grandmother": "she", "grandfather": "he", "uncle": "he",
+          "aunt": "she", "daughter": "she", "son": "he"}
+REMEMBERED = "thank you, I will remember that."
+
+
+class Family(NamedTuple):
+    rows: list  # of dicts: the cells of the forms
+    openings: list  # "question => reply"
+    closings: list
+    pause: bool = True  # may an unrelated question come in between?
+
+
+def families(rng):
+    """{kind: Family}; `rng` picks from the larger tables. The kind "again" is made by `build`, out of the corpus."""
+    names = [row["name"] for row in w.NAMES]
+    animals = [dict(row, a=article(row["name"])) for row in w.ANIMALS]
+    objects = [dict(row, a=article(row["name"])) for row in w.OBJECTS if "my " not in row["use"]]
+    return {
+        "name": Family([{"x": name} for name in names],
+                       ["my name is {x}. => hello {x}, it is very nice to meet you.", "hello, I am {x}. => hello {x}, how can I help you?",
+                        "you can call me {x}. => thank you {x}, I will remember your name."],
+                       ["what is my name? => your name is {x}.", "do you remember my name? => yes, I remember that your name is {x}.",
+                        "who am I? => you are {x}, you told me your name.", "say goodbye to me. => goodbye {x}, it was nice to meet you.",
+                        "am I Peter or Anna? => you told me that you are {x}."]),
+        "person": Family([{"r": person, "x": row["name"]} for person, he in PEOPLE.items() for row in w.NAMES if row["he"] == he],
+                         ["the name of my {r} is {x}. => " + REMEMBERED, "my {r} is called {x}. => {x}, I like that name."],
+                         ["what is the name of my {r}? => the name of your {r} is {x}.",
+                          "what is my {r} called? => your {r} is called {x}.",
+                          "who is {x}? => you told me that {x} is your {r}."]),
+        "animal": Family(animals,
+                         ["please tell me about {a}. => I know many things about the {name}.",
+                          "I saw {a} today. => the {name} is wonderful.",
+                          "I like the {name}. => yes, I like the {name} very much."],
+                         ["what does it eat? => the {name} likes to eat {food}.", "where does it live? => the {name} usually lives {home}.",
+                          "what color is it? => the {name} is often {color}.", "what can it do well? => the {name} can {move} very well.",
+                          "what covers its body? => the body of the {name} is covered with {cover}.",
+                          "how many legs does it have? => the {name} has {legs} legs.",
+                          "what sound does it make? => the {name} usually {voice}."]),
+        "thing": Family(objects,
+                        ["I bought {a}. => I think you will like your {name}.", "I need {a}. => yes, the {name} is very important.",
+                         "look, this is my {name}. => your {name} looks very beautiful."],
+                        ["what is it made of? => your {name} is made of {material}.",
+                         "what can I do with it? => with your {name} you can {use}.",
+                         "where should I put it? => you should put your {name} in the {room}."]),
+        "sum": Family(sums(),
+                      ["how much is {a} plus {b}? => that is {c}.", "what is the sum of {a} and {b}? => the sum is {c}.",
+                       "add {a} and {b}. => when I add them, I get {c}."],
+                      ["add {d} more. => {c} plus {d} equals {more}.", "now take {d} away. => {c} minus {d} equals {less}.",
+                       "and how much is that plus {d}? => I get {more}, because {c} plus {d} equals {more}."], pause=False),
+        "favorite": Family(favorites(),
+                           ["my favorite {k} is {x}. => " + REMEMBERED, "the {k} that I like most is {x}. => I like {x}, thank you."],
+                           ["what is my favorite {k}? => your favorite {k} is {x}.",
+                            "which {k} do I like? => you told me that you like {x}.",
+                            "tell me my favorite {k}. => I remember it well, your favorite {k} is {x}."]),
+        "home": Family(w.COUNTRIES,
+                       ["I live in {capital}. => the city of {capital} is beautiful.",
+                        "my house is in {capital}. => many people live in {capital}."],
+                       ["where do I live? => you live in the city of {capital}.", "in which country do I live? => your home is in {name}.",
+                        "what language should I speak at home? => at home you should speak {language}.",
+                        "on which continent do I live? => you live in {continent}, because you live in {capital}."]),
+        "country": Family([row for row in w.COUNTRIES if row["name"] != row["continent"]],
+                          ["tell me about {name}. => the country of {name} is in {continent}.",
+                           "I want to see {name}. => you will like {name}."],
+                          ["what is its capital? => its capital is the city of {capital}.",
+                           "what language do they speak there? => the people there speak {language}.",
+                           "what do we call the people? => we call the people of {name} {people}."]),
+        "place": Family([{"o": row["name"], "room": room} for row in w.OBJECTS for room in ROOMS],
+                        ["I put the {o} in the {room}. => " + REMEMBERED, "my {o} is in the {room}. => I will not forget it."],
+                        ["where is the {o}? => your {o} is in the {room}.",
+                         "what is in the {room}? => you will find the {o} in the {room}.",
+                         "I am looking for the {o}. => look in the {room}, there is your {o}."]),
+        "count": Family(counts(rng), ["I have {n} {plural}. => you really like {plural}.",
+                                      "there are {n} {plural} in my house. => so many {plural} in your house, how nice."],
+                        ["how many {plural} do I have? => you have {n} {plural}.",
+                         "I get {d} more. how many are there now? => now there are {more} {plural}.",
+                         "one runs away. how many are left? => only {left} {plural} remain."]),
+        "job": Family([dict(row, a=article(row["name"]), r=person, he=he) for row in w.JOBS for person, he in PEOPLE.items()],
+                      ["my {r} is {a}. => your {r} is very important.", "my {r} works as {a}. => that is hard work."],
+                      ["where does {he} work? => your {r} works {place}.", "what does {he} do? => your {r} {work}.",
+                       "what does {he} need for work? => your {r} needs {tool}.",
+                       "do you remember who my {r} is? => yes, your {r} is {a}."]),
+        "day": Family([dict(x=x, y=w.DAYS[(i + 1) % 7], z=w.DAYS[i - 1]) for i, x in enumerate(w.DAYS)],
+                      ["today is {x}. => " + REMEMBERED, "it is {x}, I am happy. => I hope you will enjoy your {x}."],
+                      ["what day is tomorrow? => tomorrow it will be {y}.", "and what day was yesterday? => yesterday it was {z}.",
+                       "which day is it? => today it is {x}."])}
+
+
+def sums():
+    """Two numbers, their sum, and a small third one to add or to take away, all up to twenty."""
+    n = w.NUMBERS
+    return [dict(a=n[a], b=n[b], c=n[a + b], d=n[d], more=n[a + b + d], less=n[a + b - d]) for a in range(1, 10) for b in range(1, 10)
+            for d in range(1, 6) if d <= a + b <= 20 - d]
+
+
+def favorites():
+    kinds = {"color": w.COLORS, "season": w.SEASONS, "day": w.DAYS, "month": w.MONTHS, "food": [row["some"] for row in w.FOODS],
+             "drink": ["milk", "water", "coffee", "orange juice"], "number": w.NUMBERS[1:13], "city": [r["capital"] for r in w.COUNTRIES],
+             "country": [row["name"] for row in w.COUNTRIES], "place": ["the " + row["name"] for row in w.PLACES]}
+    return [{"k": kind, "x": x} for kind, values in kinds.items() for x in values]
+
+
+def counts(rng, keep=400):
+    n, plurals = w.NUMBERS, [row["plural"] for row in w.ANIMALS]
+    rows = [dict(n=n[i], plural=plural, d=n[d], more=n[i + d], left=n[i - 1])
+            for i in range(3, 13) for d in range(2, 6) for plural in plurals]
+    return rng.sample(rows, keep)
+
+
+def build(train, heldout, rng, count=6000):
+    """Conversations: (train, heldout), lists of {"messages": [{"role", "content"}, ...], "kind"}.
+
+    train, heldout: the corpus (lists of {"question", "answer", "kind"}); up to `count` training conversations, all different, about as many
+    of each kind. Whatever the corpus does not teach to pronounce is left out.
+    """
+    said = {normalise(item["answer"]) for item in train}
+    reserved = {normalise(item["answer"]) for item in heldout}
+    fillers = [item for item in train if item["kind"] in FILLER_KINDS]
+    found = families(rng)
+    vocabulary = {word for item in train for word in words(item["answer"])}
+    parts = {"train": [], "heldout": again(heldout, rng, 3 * HELD_OUT_LEAST)}
+    share = count // (len(found) + 1)
+    for kind, family in found.items():
+        endings = defaultdict(list)  # last reply -> the (row, openings, closing) that lead to it
+        for row in family.rows:
+            for closing in family.closings:
+                reply = fill(closing, row)[1]
+                openings = [form for form in family.openings if vocabulary.issuperset(words(fill(form, row)[1]))]
+                if openings and vocabulary.issuperset(words(reply)):
+                    endings[normalise(reply)].append((row, openings, closing))
+        free = sorted(set(endings) - said)
+        kept_apart = set(rng.sample(free, max(HELD_OUT_LEAST, round(HELD_OUT_SHARE * len(free)))))
+        taught = [pair for reply, pairs in endings.items() if reply not in kept_apart | reserved for pair in pairs]
+        parts["train"] += talks(kind, family.pause, taught, share, fillers, rng)
+        chosen = [rng.choice(endings[reply]) for reply in sorted(kept_apart)]
+        parts["heldout"] += talks(kind, family.pause, chosen, len(chosen), fillers, rng)
+    parts["train"] += again(train, rng, share)
+    rng.shuffle(parts["train"])
+    return parts["train"], parts["heldout"]
+
+
+def fill(form, row):
+    """(question, reply) of a form "question => reply"."""
+    return tuple(sentence(part.strip().format(**row)) for part in form.split("=>"))
+
+
+def talks(kind, pause, endings, count, fillers, rng):
+    """`count` different conversations, fewer where the family has not that many; every ending is used before one comes twice."""
+    found = {}
+    for _ in range(20):
+        for row, openings, closing in rng.sample(endings, len(endings)):
+            turns = [fill(rng.choice(openings), row), fill(closing, row)]
+            if pause and rng.random() < FILLER_SHARE:
+                filler = rng.choice(fillers)
+                turns.insert(1, (filler["question"], filler["answer"]))
+            talk = conversation(kind, turns)
+            found[str(talk["messages"])] = talk
+            if len(found) == count:
+                return list(found.values())
+    return list(found.values())
+
+
+def again(items, rng, count):
+    """The model has to repeat what it said: the sentence is only in the earlier turn."""
+    asked = ["please say that again.", "say it again.", "can you repeat that?", "one more time, please.", "what did you say?"]
+    items = [item for item in items if item["kind"] == "say after me"]
+    return [conversation("again", [(item["question"], item["answer"]), (sentence(rng.choice(asked)), item["answer"])])
+            for item in rng.sample(items, min(count, len(items)))]
+
+
+def conversation(kind, turns):
+    messages = [{"role": role, "content": text} for turn in turns for role, text in zip(("user", "assistant"), turn)]
+    return {"messages": messages, "kind": kind}
+
+
+def user_turns(talk):
+    """What the user says, turn by turn."""
+    return [message["content"] for message in talk["messages"] if message["role"] == "user"]

@@ -1,0 +1,450 @@
+"""Train the nano ear: a small SenseVoice encoder (512-d, one vector per 60 ms) with a CTC head that writes down what was said.
+
+- Learns from synthesised questions and answers of nano/corpus.py, nano/multi_turn.py and nano/scenes.py, each sentence by one of the
+  training voices at a random rate and pitch, roughened anew every time it is heard (nano/listening.py).
+- Held-out sentences are never trained on, and kal16 is never trained on at all: the report's word error rates are on those.
+- Progress is a share of `--minutes` (a GPU loan) or `--steps` (a fixed recipe); either way a killed run continues where it was, and the
+  speech that was rendered stays.
+- The folder has FunASR's format (config.yaml, model.pt in fp16, am.mvn, bpe.model); the report is measured on it, read back.
+
+    python -m nano.train_sensevoice --render_only --workers 16          # the speech alone, by processor cores
+    python -m nano.train_sensevoice --device cuda --minutes 4
+    python -m nano.train_sensevoice --batch_size 24 --utterances 12000 --steps 4500   # about 50 minutes on two CPU cores
+"""
+import argparse
+import csv
+import io
+import logging
+import math
+import os
+import random
+import sys
+import time
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import sentencepiece
+import torch
+import torch.nn.functional as F
+import yaml
+from torch import nn
+from tqdm import tqdm
+
+from dataset.augment import add_noise, pink_noise
+from model.checkpoint import load_weights, save_atomic, save_json
+from model.encoders import SenseVoice, _funasr_classes
+from nano import listening, multi_turn, scenes
+from nano.corpus import normalise, read_jsonl
+from nano.speech import RATE, TRAIN_VOICES, Utterance, read_shard, render
+
+FOLDER = "SenseVoiceSmall"  # the released name: what the loader looks for in a pack
+FEATURES = 512  # what the audio projector takes
+FRONTEND = dict(fs=RATE, window="hamming", n_mels=listening.NUM_MELS, frame_length=25, frame_shift=10, lfr_m=7, lfr_n=6, dither=0.0,
+                cmvn_file=None)
+UNSEEN_VOICE = "kal16"
+NOISE_DB = 10.0  # pink noise of the report
+NUM_SCENES, NUM_TURNS = 1500, 4000  # sentences about pictures and of conversations
+RATES, PITCHES = (0.8, 1.3), (0.85, 1.2)
+CURVE = ("step", "minutes", "lr", "loss")
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Options:
+    """Everything that shapes a run; saved in its checkpoint."""
+    utterances: int = 32000  # training speech: each sentence once, then again in other voices up to this number
+    pieces: int = 512  # of the vocabulary
+    blocks: int = 2
+    last_blocks: int = 1  # SenseVoice's tp_encoders, behind a norm of their own
+    heads: int = 8
+    inner: int = 128  # width of the feed-forward layers
+    kernel: int = 11
+    dropout: float = 0.1
+    clean: float = 0.15  # share of the batches that are not roughened ...
+    easy: float = 0.15  # ... and in this first share of the run more of them, so that CTC finds the words at all
+    batch_size: int = 128
+    lr: float = 1.5e-3
+    warmup: float = 0.05  # share of the run
+    weight_decay: float = 0.01
+    seed: int = 0
+
+
+# the speech
+
+
+def sentences(corpus):
+    """(training sentences, held-out questions), lists of str without repetition; no training sentence has a held-out one's words."""
+    rng = random.Random(2026)
+    train, heldout = read_jsonl(Path(corpus) / "train.jsonl"), read_jsonl(Path(corpus) / "heldout.jsonl")
+    asked = {normalise(item["question"]): item["question"] for item in heldout}
+    kept_apart = set(asked) | {normalise(item["answer"]) for item in heldout}
+    turns, other_turns = multi_turn.build(train, heldout, rng)
+    kept_apart |= {normalise(text) for item in other_turns for text in multi_turn.user_turns(item)}
+    found = [item[key] for item in train for key in ("question", "answer")]
+    found += rng.sample([text for item in turns for text in multi_turn.user_turns(item)], NUM_TURNS)  # many are questions of the corpus
+    picture_rng = np.random.default_rng(2026)
+    for _ in range(NUM_SCENES):
+        asked_about = scenes.questions(scenes.draw_scene(picture_rng), picture_rng)
+        found += [question for question, _, _ in asked_about]
+    unique = {normalise(text): text for text in found}
+    questions = list(asked.values())
+    rng.shuffle(questions)
+    return [text for key, text in unique.items() if key not in kept_apart], questions
+
+
+def training_utterances(texts, count, seed):
+    """`count` Utterances (or one of each text, if that is more than asked, a random part of them) in the training voices."""
+    rng = random.Random(seed)
+    order = []
+    while len(order) < count:
+        order += rng.sample(texts, len(texts))
+    found = []
+    for text in order[:count]:
+        plain = rng.random() < 0.25
+        rate = 1.0 if plain else round(rng.uniform(*RATES), 2)
+        pitch = 1.0 if plain or rng.random() < 0.3 else round(rng.uniform(*PITCHES), 2)
+        found.append(Utterance(text, rng.choice(TRAIN_VOICES), rate, pitch))
+    return found
+
+
+class Speech:
+    """Utterances on a device: samples (N,) int16, starts and counts (U,) in order of length, and their texts."""
+
+    def __init__(self, indexes, device):
+        found = [pair for index in indexes for pair in read_shard(index)]
+        found.sort(key=lambda pair: len(pair[1]))
+        counts = [len(wav) for _, wav in found]
+        self.utterances = [utterance for utterance, _ in found]
+        self.counts = torch.tensor(counts, device=device)
+        self.starts = torch.tensor(np.cumsum([0, *counts[:-1]]), device=device)
+        self.samples = torch.from_numpy(np.concatenate([wav for _, wav in found])).to(device)
+
+    def __len__(self):
+        return len(self.utterances)
+
+    def batch(self, rows, silence=None):
+        """wav (B, S) and lens (B,) of utterances `rows`; silence (B, 2): samples put before and after each."""
+        device = self.samples.device
+        rows = torch.as_tensor(rows, device=device)
+        silence = torch.zeros(len(rows), 2, dtype=torch.int64, device=device) if silence is None else silence
+        lens = self.counts[rows] + silence.sum(1)
+        return listening.gather(self.samples, self.starts[rows], self.counts[rows], silence[:, 0], listening.pad_lengths(lens)), lens
+
+    def draw(self, size, generator):
+        """Indices of `size` utterances of similar length, drawn with a CPU generator."""
+        window = max(size, len(self) // 12)
+        first = int(torch.randint(size - window, len(self) - size + 1, (), generator=generator))
+        low, high = max(first, 0), min(first + window, len(self))
+        return torch.randint(low, high, (size,), generator=generator)
+
+
+def train_tokenizer(texts, pieces):
+    """A sentencepiece model of lower-case words: its serialised bytes. Id 0, its <unk>, is the CTC blank."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(sorted({normalise(text) for text in texts})), model_writer=model,
+                                             model_type="bpe", vocab_size=pieces, hard_vocab_limit=False, character_coverage=1.0,
+                                             normalization_rule_name="identity", num_threads=1, minloglevel=2)
+    return model.getvalue()
+
+
+# the model
+
+
+class Ear(nn.Module):
+    """The encoder with its CTC layer and normalisation; state names are FunASR's."""
+
+    def __init__(self, options, vocabulary):
+        super().__init__()
+        encoder_class, = _funasr_classes(("funasr.models.sense_voice.model", "SenseVoiceEncoderSmall"))
+        self.encoder = encoder_class(input_size=listening.NUM_MELS * listening.LFR_STACK, **encoder_conf(options))
+        self.ctc = nn.ModuleDict({"ctc_lo": nn.Linear(FEATURES, vocabulary)})
+        self.register_buffer("shift", torch.zeros(listening.NUM_MELS * listening.LFR_STACK))
+        self.register_buffer("scale", torch.ones(listening.NUM_MELS * listening.LFR_STACK))
+
+    def forward(self, stacked, lens):
+        """(B, L, 560), lens (B,) -> log-probabilities (B, L, V) float32."""
+        out, _ = self.encoder((stacked + self.shift) * self.scale, lens)
+        return self.ctc["ctc_lo"](out).float().log_softmax(-1)
+
+
+def encoder_conf(options):
+    return dict(output_size=FEATURES, attention_heads=options.heads, linear_units=options.inner, num_blocks=options.blocks,
+                tp_blocks=options.last_blocks, dropout_rate=options.dropout, positional_dropout_rate=options.dropout,
+                attention_dropout_rate=options.dropout, input_layer="pe", pos_enc_class="SinusoidalPositionEncoder",
+                normalize_before=True, kernel_size=options.kernel, sanm_shfit=0, selfattention_layer_type="sanm")
+
+
+def save_folder(ear, options, tokenizer, folder):
+    """Write the released format: config.yaml, am.mvn, bpe.model (`tokenizer`, bytes), configuration.json, and last model.pt in fp16."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = dict(encoder="SenseVoiceEncoderSmall", encoder_conf=encoder_conf(options), model="SenseVoiceSmall",
+                  model_conf=dict(length_normalized_loss=True, sos=1, eos=2, ignore_id=-1), tokenizer="SentencepiecesTokenizer",
+                  tokenizer_conf=dict(bpemodel=None, unk_symbol="<unk>", split_with_space=True), frontend="WavFrontend",
+                  frontend_conf=FRONTEND)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    (folder / "bpe.model").write_bytes(tokenizer)
+    lines = ["<Nnet>"]
+    for name, values in (("AddShift", ear.shift), ("Rescale", ear.scale)):
+        numbers = " ".join(f"{value:.6g}" for value in values.tolist())
+        lines += [f"<{name}> {len(values)} {len(values)}", f"<LearnRateCoef> 0 [ {numbers} ]"]
+    (folder / "am.mvn").write_text("\n".join([*lines, "</Nnet>"]) + "\n", encoding="utf-8")
+    save_json({"framework": "pytorch", "file_path_metas": {"init_param": "model.pt", "config": "config.yaml", "tokenizer_conf": {
+        "bpemodel": "bpe.model"}, "frontend_conf": {"cmvn_file": "am.mvn"}}}, folder / "configuration.json")
+    state = {k: v.detach().half().cpu().clone() for k, v in ear.state_dict().items() if k not in ("shift", "scale")}
+    state["embed.weight"] = torch.zeros(16, len(ear.shift), dtype=torch.float16)  # the released model's queries; ours is not asked
+    save_atomic(state, folder / "model.pt")
+
+
+# training
+
+
+class Run:
+    """What a run is made of and how far it is; all of it survives in `state.pt`."""
+
+    def __init__(self, options, tokenizer, device):
+        torch.manual_seed(options.seed)  # initial weights and dropout
+        self.options, self.device, self.tokenizer = options, device, tokenizer
+        self.pieces = sentencepiece.SentencePieceProcessor(model_proto=tokenizer)
+        self.model = Ear(options, self.pieces.vocab_size()).to(device)
+        self.average = Ear(options, self.pieces.vocab_size()).to(device).requires_grad_(False).eval()
+        self.average.load_state_dict(self.model.state_dict())
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=options.lr, betas=(0.9, 0.98), weight_decay=options.weight_decay)
+        self.generator = torch.Generator(device).manual_seed(options.seed)
+        self.draws = torch.Generator().manual_seed(options.seed)
+        self.roughen = listening.Roughen(listening.HearingOptions(), self.generator)
+        self.filters = listening.mel_filters(device)
+        self.step, self.seconds = 0, 0.0
+
+    def hear(self, speech, rows, clean=False):
+        """Stacked filter banks of utterances `rows`, roughened unless `clean`: (B, L, 560), lens (B,)."""
+        silence = (self.roughen.uniform(0, self.roughen.options.silence_seconds, len(rows), 2) * RATE).long()
+        wav, lens = speech.batch(rows, silence)
+        if not clean:
+            wav, lens = self.roughen.wave(wav, lens)
+        frames, lens = listening.fbank(wav, lens, self.filters)
+        return listening.stack(frames if clean else self.roughen.frames(frames, lens), lens)
+
+    @torch.no_grad()
+    def normalise(self, speech, batches=30):
+        """Set shift and scale from roughened speech, as it will be heard."""
+        rows = []
+        for _ in range(batches):
+            stacked, lens = self.hear(speech, speech.draw(min(self.options.batch_size, 64), self.draws))
+            rows.append(stacked[torch.arange(stacked.shape[1], device=self.device) < lens[:, None]])
+        rows = torch.cat(rows)
+        for ear in (self.model, self.average):
+            ear.shift.copy_(-rows.mean(0))
+            ear.scale.copy_(1 / rows.std(0).clamp(min=1e-3))
+
+    def save(self, path):
+        save_atomic({"options": asdict(self.options), "tokenizer": torch.frombuffer(bytearray(self.tokenizer), dtype=torch.uint8),
+                     **{name: getattr(self, name).state_dict() for name in ("model", "average", "optimizer")}, "step": self.step,
+                     "seconds": self.seconds, "generator": self.generator.get_state(), "draws": self.draws.get_state()}, path)
+
+    def restore(self, path):
+        """Continue from `path`. ValueError when it belongs to a run with other options or another vocabulary."""
+        state = load_weights(path, self.device)
+        if state["options"] != asdict(self.options) or state["tokenizer"].cpu().numpy().tobytes() != self.tokenizer:
+            raise ValueError(f"{path} was made with other sentences or with {state['options']}: give the same, or another --work")
+        for name in ("model", "average", "optimizer"):
+            getattr(self, name).load_state_dict(state[name])
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.generator.set_state(state["generator"].cpu())
+        self.draws.set_state(state["draws"].cpu())
+
+
+def learning_rate(options, progress):
+    """Linear warm-up, then a cosine to a fiftieth."""
+    return options.lr * min(max(progress, 1e-4) / options.warmup, 0.02 + 0.49 * (1 + math.cos(math.pi * min(progress, 1.0))))
+
+
+def train_step(run, speech, labels, progress):
+    """One optimizer step on a drawn batch; returns the CTC loss per piece as a tensor, so that nobody has to wait for it."""
+    options = run.options
+    for group in run.optimizer.param_groups:
+        group["lr"] = learning_rate(options, progress)
+    rows = speech.draw(options.batch_size, run.draws)
+    clean = float(torch.rand((), generator=run.draws)) < max(options.clean, 1 - progress / options.easy)
+    stacked, lens = run.hear(speech, rows, clean)
+    targets = [labels[row] for row in rows.tolist()]
+    sizes = torch.tensor([len(target) for target in targets])
+    with torch.autocast(run.device.split(":")[0], torch.bfloat16, enabled=run.device.startswith("cuda")):
+        scores = run.model(stacked, lens)
+    targets = torch.tensor([piece for target in targets for piece in target], device=run.device)
+    loss = F.ctc_loss(scores.transpose(0, 1), targets, lens, sizes.to(run.device), blank=0, reduction="sum", zero_infinity=True)
+    loss = loss / int(sizes.sum())
+    run.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
+    run.optimizer.step()
+    run.step += 1
+    with torch.no_grad():
+        torch._foreach_lerp_(list(run.average.parameters()), list(run.model.parameters()), 1 - min(0.999, run.step / (run.step + 20)))
+    return loss.detach()
+
+
+def train(options, speech, tokenizer, work, device, steps=None, minutes=None, log_interval=50, save_interval=30, stop_after=None):
+    """Train until `steps` or `minutes` of training are done; continues from `work`/state.pt. Returns the Run.
+
+    `stop_after` ends this call after that many steps, as a kill would, for tests.
+    """
+    if (steps is None) == (minutes is None):
+        raise ValueError("give either --steps or --minutes")
+    work = Path(work)
+    run, state = Run(options, tokenizer, device), work / "state.pt"
+    if state.exists():
+        run.restore(state)
+        log.info("continuing at step %d after %.1f min", run.step, run.seconds / 60)
+    else:
+        run.normalise(speech)
+    labels = [run.pieces.encode(normalise(utterance.text)) for utterance in speech.utterances]
+    curve, first = read_curve(work / "curve.csv", run.step), run.step
+
+    def progress():
+        return run.step / steps if steps else run.seconds / (60 * minutes)
+    run.model.train()
+    last = saved = time.monotonic()
+    bar = tqdm(desc="ear", unit="step", initial=run.step, total=steps, mininterval=5)
+    while progress() < 1:
+        loss = train_step(run, speech, labels, progress())
+        bar.update()
+        run.seconds += time.monotonic() - last
+        last = time.monotonic()
+        if run.step % log_interval == 0:
+            if not math.isfinite(loss):
+                raise FloatingPointError(f"step {run.step}: the loss is {loss.item()}")
+            rate = run.optimizer.param_groups[0]["lr"]
+            curve.append(dict(step=run.step, minutes=round(run.seconds / 60, 3), lr=round(rate, 6), loss=round(loss.item(), 4)))
+            log.info("step %d (%.0f %%)  loss per piece %.4f", run.step, 100 * progress(), loss)
+        if stop_after and run.step - first >= stop_after:
+            return run
+        if progress() >= 1 or last - saved > save_interval:
+            run.save(state)
+            write_curve(curve, work)
+            saved = last = time.monotonic()  # writing is not training
+    bar.close()
+    return run
+
+
+def read_curve(path, step):
+    """Rows of a curve up to `step`; later ones belong to work that a kill undid."""
+    if not path.exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+
+
+def write_curve(rows, work):
+    """curve.csv and curve.png in `work`, each replaced as a whole; without matplotlib (a lent machine) the CSV has to do."""
+    temporary = work / "curve.csv.tmp"
+    with open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, CURVE)
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(temporary, work / "curve.csv")
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return
+    figure = Figure(figsize=(7, 4))
+    axes = figure.subplots()
+    axes.plot([int(row["step"]) for row in rows], [float(row["loss"]) for row in rows], linewidth=1)
+    axes.set(xlabel="step", ylabel="CTC loss per piece (nats)", yscale="log", title="nano ear")
+    figure.savefig(work / "curve.png", dpi=100)
+
+
+# what it is worth
+
+
+def errors(reference, hypothesis):
+    """Fewest word insertions, deletions and substitutions between two lists."""
+    row = list(range(len(hypothesis) + 1))
+    for i, wanted in enumerate(reference, 1):
+        diagonal, row[0] = row[0], i
+        for j, got in enumerate(hypothesis, 1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (wanted != got))
+    return row[-1]
+
+
+def word_error_rate(ear, speech, rows, noise_db=None, seed=1):
+    """WER of `ear` (a SenseVoice) on utterances `rows`, by greedy CTC, with pink noise at `noise_db` if given; and ten mistakes."""
+    rng = np.random.default_rng(seed)
+    wrong, total, mistakes = 0, 0, []
+    for row in tqdm(rows, desc="listening", unit="clip", leave=False, mininterval=5):
+        start, count = int(speech.starts[row]), int(speech.counts[row])
+        wav = speech.samples[start:start + count].cpu().numpy().astype(np.float32) / 32768
+        if noise_db is not None:
+            wav = add_noise(wav, pink_noise(len(wav), rng), noise_db)
+        said, heard = normalise(speech.utterances[row].text), ear.transcribe(wav)
+        wrong += errors(said.split(), heard.split())
+        total += len(said.split())
+        if heard != said and len(mistakes) < 10:
+            mistakes.append([said, heard])
+    return wrong / max(total, 1), mistakes
+
+
+def report(folder, speech, device, clips):
+    """Word error rates on held-out questions: {condition: WER}, at most `clips` clips each, and some mistakes."""
+    ear, rates, mistakes = SenseVoice.load(folder, device), {}, {}
+    order = random.Random(3).sample(range(len(speech)), len(speech))
+    for name, voices in (("training voices", TRAIN_VOICES), ("unseen voice", (UNSEEN_VOICE,))):
+        rows = [row for row in order if speech.utterances[row].voice in voices][:clips]
+        for suffix, noise_db in (("", None), (f", {NOISE_DB:.0f} dB pink noise", NOISE_DB)):
+            rates[name + suffix], mistakes[name + suffix] = word_error_rate(ear, speech, rows, noise_db)
+    for voice in TRAIN_VOICES:
+        rows = [row for row in order if speech.utterances[row].voice == voice][:clips]
+        rates[voice] = word_error_rate(ear, speech, rows)[0]
+    return {"wer": rates, "mistakes": mistakes}
+
+
+def render_all(args, options):
+    """Make whatever speech is missing: (training shard indexes, held-out shard indexes, training sentences)."""
+    texts, questions = sentences(args.corpus)
+    heldout = [Utterance(text, voice) for text in questions[:args.clips] for voice in (*TRAIN_VOICES, UNSEEN_VOICE)]
+    spoken = training_utterances(texts, options.utterances, options.seed)
+    return render(spoken, args.speech, args.workers), render(heldout, args.speech, args.workers), texts
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--corpus", default="out/nano/corpus")
+    parser.add_argument("--speech", default="out/nano/speech_heard", help="shards of synthesised speech; what is missing is rendered")
+    parser.add_argument("--render_only", action="store_true", help="stop when the speech is there")
+    parser.add_argument("--out", default=f"model/nano/{FOLDER}")
+    parser.add_argument("--work", default="out/nano/sensevoice", help="checkpoint, curve and report")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--steps", type=int, help="length of the run in steps")
+    parser.add_argument("--minutes", type=float, help="length of the run in minutes of training")
+    parser.add_argument("--workers", type=int, default=min(os.cpu_count(), 16), help="processes that synthesise")
+    parser.add_argument("--threads", type=int, help="CPU threads of the training itself")
+    parser.add_argument("--clips", type=int, default=400, help="held-out clips for each figure of the report")
+    for option in fields(Options):
+        parser.add_argument(f"--{option.name}", type=option.type, default=option.default)
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    options = Options(**{option.name: getattr(args, option.name) for option in fields(Options)})
+    indexes, heldout, texts = render_all(args, options)
+    if args.render_only:
+        return
+    speech = Speech(indexes, args.device)
+    print(f"{len(speech)} utterances, {len(speech.samples) / RATE / 3600:.1f} h of speech on {args.device}")
+    run = train(options, speech, train_tokenizer(texts, options.pieces), args.work, args.device, args.steps, args.minutes)
+    save_folder(run.average, options, run.tokenizer, args.out)
+    found = report(args.out, Speech(heldout, "cpu"), args.device, args.clips)
+    parameters = sum(p.numel() for p in run.average.parameters())
+    save_json(found | {"steps": run.step, "minutes": run.seconds / 60, "parameters": parameters, "options": asdict(options)},
+              Path(args.work) / "report.json")
+    for condition, rate in found["wer"].items():
+        print(f"  {condition:36} WER {rate:.3f}")
+    size = sum(file.stat().st_size for file in Path(args.out).iterdir()) / 1e6
+    print(f"{run.step} steps in {run.seconds / 60:.1f} min, {parameters / 1e6:.2f} M parameters, {size:.1f} MB in {args.out}")
+
+
+if __name__ == "__main__":
+    main()
