@@ -29,7 +29,7 @@ from model.mimi import Mimi
 from nano.corpus import SEED, read_jsonl
 from nano.speech import RATE, TRAIN_VOICES, Utterance, read_shard, render, synthesise
 
-RATES = (0.9, 0.95, 1.0, 1.05, 1.1)
+MAIN_VOICE = "rms"  # speaks every answer; of the three the recogniser understands it best
 REFERENCE_FRAMES = (25, 50)  # 2-4 s
 REFERENCE_POOL = 256  # utterances of a voice that serve as voice prompts
 ROW_GROUP = 1024
@@ -43,7 +43,9 @@ def mel_speaker(wav):
     Mean and deviation over time of 96 log-mel bands, each half standardised. The long-term spectrum tells a few known voices apart
     (cosine 0.93-0.97 within a flite voice, 0.76-0.89 between two).
     """
-    mel = librosa.feature.melspectrogram(y=np.asarray(wav, np.float32), sr=RATE, n_fft=1024, hop_length=320, n_mels=96, fmax=7600)
+    wav = np.asarray(wav, np.float32)
+    wav = 0.1 * wav / (np.sqrt(np.mean(wav ** 2)) + 1e-5)
+    mel = librosa.feature.melspectrogram(y=wav, sr=RATE, n_fft=1024, hop_length=320, n_mels=96, fmax=7600)
     energy = mel.sum(0)
     log_mel = np.log(mel + 1e-4)[:, energy >= np.median(energy)]  # the loud half: pauses say nothing about the speaker
     halves = [log_mel.mean(1), log_mel.std(1)]
@@ -61,12 +63,18 @@ def speaker_function(name, device):
     return lambda wav: encoder(torch.from_numpy(wav)).float().cpu().numpy().reshape(SPEAKER_SIZE)
 
 
-def voiced(items, voices_per_text, seed):
-    """Utterances of every distinct answer: `voices_per_text` of the training voices, each at a rate drawn from RATES."""
+def voiced(items, others, rates, seed):
+    """Utterances of every distinct answer: all in the main voice, a share `others` (0-1) of them in each of the other voices, too.
+
+    The rate of each is drawn from `rates`. What an answer is said with depends on its text and the seed only.
+    """
     utterances = []
     for answer in dict.fromkeys(item["answer"] for item in items):
         rng = random.Random(f"{seed} {answer}")
-        utterances += [Utterance(answer, voice, rng.choice(RATES)) for voice in rng.sample(TRAIN_VOICES, voices_per_text)]
+        for voice in TRAIN_VOICES:
+            rate, chance = rng.choice(rates), rng.random()
+            if voice == MAIN_VOICE or chance < others:
+                utterances.append(Utterance(answer, voice, rate))
     return utterances
 
 

@@ -6,6 +6,7 @@
 - `pairs(rng)` gives them all as Pair(question, answer, kind, fact, form).
 """
 import re
+from binascii import crc32
 from typing import NamedTuple
 
 from nano import world as w
@@ -30,9 +31,20 @@ def article(noun):
 
 
 def ask(kind, fact, form, /, **cells):
-    """One Pair of a form "question => answer" filled with `cells`."""
-    question, answer = (sentence(part.strip().format(**cells)) for part in form.split("=>"))
-    return Pair(question, answer, kind, fact, f"{kind}: {form}")
+    """One Pair of a form "question => answer" filled with `cells`; about half of the questions say "a dog" where the answer says "the"."""
+    question, answer = (part.strip() for part in form.split("=>"))
+    nouns = {name: cells[name] for name in ("a", "b", "s", "f") if name in cells}
+    if crc32(f"{form} {nouns}".encode()) % 2:
+        nouns = {name: anyone(noun) for name, noun in nouns.items()}
+    return Pair(sentence(question.format(**cells | nouns)), sentence(answer.format(**cells)), kind, fact, f"{kind}: {form}")
+
+
+def anyone(the_noun):
+    """Turns "the dog" into "a dog", where there is more than one of the kind."""
+    noun = the_noun.removeprefix("the ")
+    if noun == the_noun or noun in ("sun", "moon", "ocean"):
+        return the_noun
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
 def fill(kind, rows, key, columns, forms):
