@@ -6,13 +6,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from model.checkpoint import load_model, load_weights, save_atomic
 from model.model_omni import MiniMindOmni, OmniConfig
-from tiny_training import command, make_t2a, make_tokenizer
+from tiny_folders import make_tiny_sensevoice, make_tiny_siglip
+from tiny_training import command, make_mixed, make_t2a, make_tokenizer
 from trainer.train_sft_omni import LOSSES, Trainer, main, parse_args, set_trainable
 from trainer.trainer_data import collate_padded, row_lengths
 from trainer.trainer_utils import (BatchPlan, Frontends, PlannedBatches, Processes, RunLog, lr_at, read_log, rng_state, seed_everything,
@@ -244,11 +246,46 @@ def test_front_ends_place_features_by_row(monkeypatch):
     assert images.shape == (3, 2, 64, 768) and images[:, :, 0, 0].tolist() == [[1, 0], [0, 0], [2, 3]]
 
 
+def test_speech_and_pictures_go_through_the_frozen_encoders(world, tmp_path):
+    """Spoken questions, pictures and plain rows in one batch; the stages of A2A and I2T train what they should."""
+    pytest.importorskip("funasr")
+    config = OmniConfig.preset("nano")
+    make_tiny_sensevoice(tmp_path / "ears", output_size=config.audio_hidden_size)
+    make_tiny_siglip(tmp_path / "eyes", hidden_size=config.image_hidden_size)
+    make_mixed(tmp_path / "mixed.parquet", 9)
+    flags = dict(save_dir=tmp_path, data_path=tmp_path / "mixed.parquet", audio_encoder_dir=tmp_path / "ears", max_seq_len=256,
+                 vision_dir=tmp_path / "eyes", batch_size=9, max_steps=1)
+    argv = command(world, **flags)
+    assert main(argv) == 0
+    trained = {"": load_model(tmp_path / "sft_omni_64.pth").state_dict()}
+    for mode in ("audio_proj", "vision_proj"):
+        assert main(command(world, **flags, mode=mode, save_weight=mode) + ["--from_weight", "sft_omni"]) == 0
+        trained[mode] = load_model(tmp_path / f"{mode}_64.pth").state_dict()
+        changed = {key.split(".")[0] for key, value in trained[mode].items() if not torch.equal(value, trained[""][key])}
+        assert changed == {mode}
+    trainer = Trainer(parse_args(argv), CPU)
+    batch = next(iter(trainer.data.loader(0, 1)))
+    trainer.train_step([batch])
+    assert trainer.window[-2] == 1 and trainer.window[1] > 0 and trainer.window[2] > 0
+    trainer.config.image_hidden_size += 1
+    with pytest.raises(ValueError, match="eyes gives features of width"):
+        trainer.train_step([batch])
+
+
 def test_missing_encoder_is_named(tmp_path):
-    pytest.importorskip("model.encoders")
+    pytest.importorskip("funasr")
     front = Frontends(tmp_path / "SenseVoiceSmall", tmp_path / "siglip2-base-p32-256-ve", CPU.device)
     with pytest.raises(FileNotFoundError, match="SenseVoiceSmall.*modelscope download"):
         front.audio([torch.zeros(16000)])
+
+
+def test_data_that_does_not_fit_stops_the_run(world, tmp_path):
+    """Every row broken (here: codes of a larger codec) is a mistake to report, not a training to finish."""
+    table = pq.read_table(world / "t2a.parquet").to_pylist()
+    pq.write_table(pa.Table.from_pylist([{**row, "answer_audios": [[2000] * 8]} for row in table]), tmp_path / "bad.parquet")
+    trainer = Trainer(parse_args(command(world, save_dir=tmp_path, data_path=tmp_path / "bad.parquet", max_steps=2)), CPU)
+    with pytest.raises(ValueError, match=r"every row since the last log was broken \(4 so far\)"):
+        trainer.fit()
 
 
 def test_log_is_cut_back_to_the_checkpoint(tmp_path):
@@ -266,9 +303,6 @@ def test_wandb_only_when_asked(world, tmp_path, monkeypatch):
     calls = []
 
     class FakeWandb:
-        class util:
-            generate_id = staticmethod(lambda: "abc")
-
         @staticmethod
         def init(**settings):
             calls.append(settings)
@@ -291,8 +325,9 @@ def test_wandb_only_when_asked(world, tmp_path, monkeypatch):
 def test_torchrun_with_two_processes(world, tmp_path):
     """The documented command from trainer/, on gloo: both ranks finish, one checkpoint, every row counted once."""
     argv = command(world, save_dir=tmp_path, epochs=1, batch_size=4, log_interval=10)
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "train_sft_omni.py", *argv],
-                          cwd=ROOT / "trainer", capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run([*torchrun, "train_sft_omni.py", *argv], cwd=ROOT / "trainer", capture_output=True, text=True, timeout=120,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
     row, = read_log(tmp_path / "sft_omni_64" / "log.csv")
     assert row["step"] == "3" and float(row["epoch"]) == 1 and math.isfinite(float(row["total"]))

@@ -1,9 +1,13 @@
 """A tiny tokenizer, a tiny T2A parquet, and command lines of the trainer small enough for tests."""
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 
+from model.config import OmniConfig
+
+NUM_CODES = OmniConfig.preset("nano").num_codes
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|spare_{i}|>" for i in range(3, 12)), "<|image_pad|>",
             *(f"<|spare_{i}|>" for i in range(13, 16)), "<|audio_pad|>", *(f"<|spare_{i}|>" for i in range(17, 25)), "<think>", "</think>"]
 TEMPLATE = ("{%- for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n"
@@ -26,7 +30,7 @@ def make_tokenizer(folder: Path) -> None:
     fast.save_pretrained(folder)
 
 
-def make_t2a(path: Path, num_rows: int, seed: int = 0, wavs: bool = False) -> None:
+def make_t2a(path: Path, num_rows: int, seed: int = 0) -> None:
     """Rows of one turn: a question, its answer, and a few frames of codes that depend on the answer's words."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -35,10 +39,29 @@ def make_t2a(path: Path, num_rows: int, seed: int = 0, wavs: bool = False) -> No
     for _ in range(num_rows):
         answer = [int(i) for i in rng.integers(len(WORDS), size=rng.integers(1, 5))]
         text = " ".join(WORDS[i] for i in answer)
-        codes = [(97 * i + 13 * k) % 1024 for i in answer for k in range(8)]
+        codes = [(97 * i + 13 * k) % NUM_CODES for i in answer for k in range(8)]
         rows.append({"conversations": json.dumps([{"role": "user", "content": f"say {text}"}, {"role": "assistant", "content": text}]),
                      "answer_audios": [codes], "ref_audios": codes[:8], "spk_emb": rng.standard_normal(192).tolist()})
     pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=16)
+
+
+def make_mixed(path: Path, num_rows: int) -> None:
+    """Rows that are, in turn, a spoken question with a spoken answer, a question about a picture, and plain text."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    import soundfile
+    from PIL import Image
+    rng, rows = np.random.default_rng(0), []
+    wav, picture = io.BytesIO(), io.BytesIO()
+    soundfile.write(wav, 0.1 * rng.standard_normal(8000), 16000, format="WAV")
+    Image.fromarray(rng.integers(0, 255, (40, 30, 3), dtype=np.uint8)).save(picture, "PNG")
+    for i in range(num_rows):
+        question = "<image>\nwhat is it?" if i % 3 == 1 else "what is it?"
+        rows.append({"conversations": json.dumps([{"role": "user", "content": question}, {"role": "assistant", "content": "a cat"}]),
+                     "question_audios": [wav.getvalue()] if i % 3 == 0 else [],
+                     "answer_audios": [rng.integers(0, NUM_CODES, 40).tolist()] if i % 3 == 0 else [],
+                     "ref_audios": None, "spk_emb": None, "image_bytes": [picture.getvalue()] if i % 3 == 1 else []})
+    pq.write_table(pa.Table.from_pylist(rows), path)
 
 
 def command(folder: Path, **changes) -> list[str]:

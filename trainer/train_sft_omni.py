@@ -136,6 +136,12 @@ def set_trainable(model: MiniMindOmni, mode: str, freeze_backbone: str) -> None:
             parameter.requires_grad_(True)
 
 
+def shareable(args: argparse.Namespace) -> dict:
+    """The settings that made a weight, without this machine's folders: they go into the sidecar that is published with it."""
+    folders = ("save_dir", "tokenizer_dir", "audio_encoder_dir", "vision_dir")
+    return {**{k: v for k, v in vars(args).items() if k not in folders}, "data_path": [Path(p).name for p in args.data_path]}
+
+
 class LossModel(nn.Module):
     """Model and loss as one module: DDP and torch.compile wrap all device work, and no logits leave it."""
 
@@ -204,6 +210,11 @@ class Trainer:
         """Model inputs on the device: ids, speaker, and the frozen encoders' features."""
         audio, lens = self.frontends.audio(batch["wavs"])
         images = self.frontends.images(batch["images"])
+        for features, width, folder in ((audio, self.config.audio_hidden_size, self.frontends.audio_dir),
+                                        (images, self.config.image_hidden_size, self.frontends.vision_dir)):
+            if features is not None and features.shape[-1] != width:
+                raise ValueError(f"{folder} gives features of width {features.shape[-1]}, the model expects {width}: "
+                                 "wrong folder or --preset")
         rows = len(batch["input_ids"])
         # A projector trained alone on a batch without its input: a feature that is placed nowhere keeps the loss's graph.
         if self.args.mode == "audio_proj" and audio is None:
@@ -280,9 +291,13 @@ class Trainer:
         *sums, good, bad, skipped_rows, stop = figures.tolist()
         self.window.zero_()
         self.skipped_steps += round(bad / self.procs.world)
+        speed = meter.figures(self.procs)
+        if speed["samples_per_s"] == 0:
+            raise ValueError(f"every row since the last log was broken ({int(skipped_rows)} so far): see the warnings above, and check "
+                             "that --preset and --tokenizer_dir fit the data")
         means = {name: value / max(good, 1) for name, value in zip((*LOSSES, "grad_norm"), sums)}
         values = {"epoch": round(self.batches / self.data.plan.batches_per_epoch, 4), "lr": self.optimizer.param_groups[0]["lr"], **means,
-                  **meter.figures(self.procs), "skipped_rows": int(skipped_rows), "skipped_steps": self.skipped_steps}
+                  **speed, "skipped_rows": int(skipped_rows), "skipped_steps": self.skipped_steps}
         meter.restart()
         if report:
             report.write(self.step, values)
@@ -298,10 +313,11 @@ class Trainer:
         if not self.procs.main:
             return
         position = {"step": self.step, "epoch": self.batches / self.data.plan.batches_per_epoch}
-        save_atomic({**position, "batches": self.batches, "plan": self.data.plan.state(), "skipped_steps": self.skipped_steps,
+        save_atomic({**position, "total_steps": self.total_steps, "batches": self.batches, "plan": self.data.plan.state(),
+                     "skipped_steps": self.skipped_steps,
                      "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
                      "ranks": ranks, "args": vars(self.args), "config": self.config.to_dict()}, self.resume_file)
-        save_model(self.model, self.weights, {**position, "args": vars(self.args)})
+        save_model(self.model, self.weights, {**position, "args": shareable(self.args)})
 
     def load(self) -> None:
         """Continue from the resume checkpoint: exactly, if the data and the global batch are the same.

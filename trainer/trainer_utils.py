@@ -14,6 +14,7 @@ import random
 import signal
 import sys
 import time
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Iterator
@@ -281,7 +282,7 @@ def read_log(path: Path) -> list[dict]:
 def _start_wandb(folder: Path, project: str, settings: dict | None, resume: bool):
     import wandb
     known = folder / "wandb_id"
-    name = known.read_text() if resume and known.is_file() else wandb.util.generate_id()
+    name = known.read_text() if resume and known.is_file() else uuid.uuid4().hex[:8]
     known.write_text(name)
     return wandb.init(project=project, name=folder.name, id=name, resume="allow", dir=str(folder), config=settings)
 
@@ -289,7 +290,8 @@ def _start_wandb(folder: Path, project: str, settings: dict | None, resume: bool
 def check_config(config: OmniConfig, tokenizer, max_seq_len: int) -> None:
     """Refuse sizes that would only fail deep inside the model (ValueError)."""
     if len(tokenizer) > config.vocab_size:
-        raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the model only {config.vocab_size}: wrong --tokenizer_dir or --preset")
+        raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the model only {config.vocab_size}: "
+                         "wrong --tokenizer_dir or --preset")
     if max_seq_len > config.max_position_embeddings:
         raise ValueError(f"--max_seq_len {max_seq_len} exceeds the model's {config.max_position_embeddings} positions")
 
