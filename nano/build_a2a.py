@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from dataset.augment import add_noise, pink_noise
 from nano import multi_turn
-from nano.build_data import encode_all, folder_key, frame_major, reference_pool, speaker_function, voiced
+from nano.build_data import codec_key, encode_all, frame_major, reference_pool, speaker_function, voiced
 from nano.build_i2t import write_rows
 from nano.corpus import SEED, read_jsonl
 from nano.speech import RATE, TRAIN_VOICES, Utterance, read_shard, render
@@ -99,14 +99,14 @@ def recordings(asked, args, sound, noise_db=None):
     return found
 
 
-def answer_codes(talks, corpus, voices_per_text, args):
+def answer_codes(talks, corpus, args):
     """Codes of every reply: {text: {voice: (Utterance, (8, T))}}; replies of the corpus come from nano.build_data's shards."""
-    indexes = render(voiced(corpus, args.voices_per_text, args.seed), args.speech, args.workers)
+    indexes = render(voiced(corpus, args.others, (1.0,), args.seed), args.speech, args.workers)
     found = encode_all(indexes, args.codec, args.device, args.out)
     there = {item["answer"] for item in corpus}
     missing = [{"answer": text} for text in dict.fromkeys(text for talk in talks for text in replies(talk)) if text not in there]
     if missing:
-        indexes = render(voiced(missing, voices_per_text, args.seed), args.speech, args.workers)
+        indexes = render(voiced(missing, args.others, (1.0,), args.seed), args.speech, args.workers)
         found |= encode_all(indexes, args.codec, args.device, args.out)
     by_text = {}
     for utterance, codes in found.items():
@@ -151,30 +151,27 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--corpus", default="out/nano/corpus")
     parser.add_argument("--speech", default="out/nano/speech", help="speech shards; the missing ones are made")
-    parser.add_argument("--codec", default="model/nano/mimi", help="MimiModel folder")
+    parser.add_argument("--codec", default="out/nano/codec/targets.pt", help="targets.pt of nano.train_mimi, or a MimiModel folder")
     parser.add_argument("--out", default="out/nano/data")
     parser.add_argument("--askings", type=int, default=2, help="rows for each pair of the corpus, asked and answered by other voices")
     parser.add_argument("--conversations", type=int, default=6000, help="at most so many of several turns, for training")
-    parser.add_argument("--voices_per_text", type=int, default=len(TRAIN_VOICES), choices=range(1, len(TRAIN_VOICES) + 1),
-                        help="of the corpus' answers, as given to nano.build_data")
-    parser.add_argument("--multi_voices", type=int, default=2, choices=range(1, len(TRAIN_VOICES) + 1),
-                        help="voices that say each reply which is only in the conversations")
+    parser.add_argument("--others", type=float, default=0.25, help="share of the answers that each voice but the main one speaks, too")
     parser.add_argument("--speaker_encoder", default="mel", help="a CAM++ folder, 'mel' (spectral statistics) or 'none'")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--limit", type=int, help="only so many pairs and conversations of each part, to try things out")
     parser.add_argument("--seed", type=int, default=SEED)
     args = parser.parse_args()
-    folder_key(args.codec)  # fail before the long steps
+    codec_key(args.codec)  # fail before the long steps
     train, heldout = (read_jsonl(Path(args.corpus) / f"{name}.jsonl") for name in ("train", "heldout"))
     talks, other_talks = multi_turn.build(train, heldout, random.Random(args.seed), args.conversations)
     train, heldout, talks, other_talks = (part[:args.limit] for part in (train, heldout, talks, other_talks))
     speaker = speaker_function(args.speaker_encoder, args.device)
-    codes, utterances = answer_codes(talks, train, args.multi_voices, args)
+    codes, utterances = answer_codes(talks, train, args)
     pool = reference_pool(utterances, speaker, args.seed)
     write_train("a2a", as_talks(train) * args.askings, codes, pool, args)
     write_train("multi", talks, codes, pool, args)
-    codes = answer_codes(other_talks, heldout, args.multi_voices, args)[0]
+    codes = answer_codes(other_talks, heldout, args)[0]
     write_heldout("a2a", as_talks(heldout), codes, pool, args)
     write_heldout("multi", other_talks, codes, pool, args)
 

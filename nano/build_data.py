@@ -5,7 +5,7 @@
 - Each step is resumable: speech and codes lie in shards named by their content (and the codec's), finished ones are not made again.
 - Also writes `voices.pt`, the built-in voices.
 
-    python -m nano.build_data --codec model/nano/mimi --device cpu
+    python -m nano.build_data --device cpu
 """
 import argparse
 import hashlib
@@ -27,6 +27,7 @@ from model.config import FRAME_SAMPLES, NUM_CODEBOOKS, SAMPLE_RATE
 from model.encoders import CAMPPlus
 from model.mimi import Mimi
 from nano.corpus import SEED, read_jsonl
+from nano.mimi_targets import Analyser
 from nano.speech import RATE, TRAIN_VOICES, Utterance, read_shard, render, synthesise
 
 MAIN_VOICE = "rms"  # speaks every answer; of the three the recogniser understands it best
@@ -83,16 +84,16 @@ def to_codec(pcm):
     return soxr.resample(pcm.astype(np.float32) / 32768, RATE, SAMPLE_RATE)
 
 
-def encode_all(indexes, codec_folder, device, out, batch=64):
+def encode_all(indexes, codec_path, device, out, batch=64):
     """Codes of every utterance in the speech shards: {Utterance: (8, T) int16}, through one .npz file per shard under `out`."""
-    folder = Path(out) / f"codes_{folder_key(codec_folder)}"
+    folder = Path(out) / f"codes_{codec_key(codec_path)}"
     folder.mkdir(parents=True, exist_ok=True)
-    mimi, codes = None, {}
+    codec, codes = None, {}
     for index in tqdm(indexes, desc="codes", unit="shard"):
         path = folder / f"{index.stem}.npz"
         if not path.exists():
-            mimi = mimi or Mimi.load(codec_folder, device)
-            _encode_shard(index, mimi, path, batch)
+            codec = codec or load_codec(codec_path, device)
+            _encode_shard(index, codec, path, batch)
         with np.load(path) as shard:
             pieces = np.split(shard["codes"], np.cumsum(shard["frames"])[:-1], axis=1)
         items = json.loads(index.read_text(encoding="utf-8"))
@@ -103,7 +104,7 @@ def encode_all(indexes, codec_folder, device, out, batch=64):
     return codes
 
 
-def _encode_shard(index, mimi, path, batch):
+def _encode_shard(index, codec, path, batch):
     """Encode the clips of one shard, similar lengths together (the codec is causal: zeros behind a clip do not change its codes)."""
     wavs = [to_codec(pcm) for _, pcm in read_shard(index)]
     frames = np.array([-(-len(wav) // FRAME_SAMPLES) for wav in wavs])
@@ -114,7 +115,7 @@ def _encode_shard(index, mimi, path, batch):
         padded = np.zeros((len(rows), int(frames[rows].max()) * FRAME_SAMPLES), np.float32)
         for row, i in enumerate(rows):
             padded[row, :len(wavs[i])] = wavs[i]
-        encoded = mimi.encode(torch.from_numpy(padded)).cpu().numpy().astype(np.int16)
+        encoded = codec.encode(torch.from_numpy(padded)).cpu().numpy().astype(np.int16)
         for row, i in enumerate(rows):
             codes[i] = encoded[row, :, :frames[i]]
     temporary = path.with_name(path.name + f".{os.getpid()}.tmp")
@@ -125,11 +126,17 @@ def _encode_shard(index, mimi, path, batch):
     os.replace(temporary, path)
 
 
-def folder_key(folder):
-    """A short name for the content of a codec folder; codes made with other weights are not reused."""
-    files = sorted(path for path in Path(folder).iterdir() if path.suffix in (".json", ".safetensors")) if Path(folder).is_dir() else []
+def load_codec(path, device):
+    """What encodes (B, S) at 24 kHz to codes (B, 8, T): a MimiModel folder's encoder, or the analysis that it was trained to give."""
+    return Mimi.load(path, device) if Path(path).is_dir() else Analyser.load(path, device)
+
+
+def codec_key(path):
+    """A short name for the content of a codec (see load_codec); codes made with other weights are not reused."""
+    path = Path(path)
+    files = sorted(f for f in path.iterdir() if f.suffix in (".json", ".safetensors")) if path.is_dir() else [path] * path.is_file()
     if not files:
-        raise FileNotFoundError(f"no codec in {folder}: train one with `python -m nano.train_mimi` or name it with --codec")
+        raise FileNotFoundError(f"no codec at {path}: train one with `python -m nano.train_mimi` or name it with --codec")
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
 
 
@@ -186,12 +193,12 @@ def write_parquet(items, codes, pool, path, seed):
     return len(rows), sum(codes[utterance].shape[1] for _, utterance in rows)
 
 
-def write_voices(codec_folder, device, speaker, path):
+def write_voices(codec_path, device, speaker, path):
     """The built-in voices: a clear sentence each; a zero speaker vector where there is no speaker function."""
-    mimi = Mimi.load(codec_folder, device)
+    codec = load_codec(codec_path, device)
     voices = {}
     for voice in TRAIN_VOICES:
-        codes = mimi.encode(torch.from_numpy(to_codec(synthesise(REFERENCE_TEXT, voice))))[0].cpu()
+        codes = codec.encode(torch.from_numpy(to_codec(synthesise(REFERENCE_TEXT, voice)))[None])[0].cpu()
         vector = speaker_vector(speaker, Utterance(REFERENCE_TEXT, voice)) if speaker else np.zeros(SPEAKER_SIZE, np.float32)
         voices[voice] = {"ref_codes": codes.long(), "spk_emb": torch.from_numpy(vector)}
     save_atomic(voices, path)
@@ -201,23 +208,27 @@ def main():
     parser = argparse.ArgumentParser(description="Make the T2A training and held-out parquet files of the nano world.")
     parser.add_argument("--corpus", default="out/nano/corpus")
     parser.add_argument("--speech", default="out/nano/speech", help="speech shards; the missing ones are made")
-    parser.add_argument("--codec", default="model/nano/mimi", help="MimiModel folder")
+    parser.add_argument("--codec", default="out/nano/codec/targets.pt", help="targets.pt of nano.train_mimi, or a MimiModel folder")
     parser.add_argument("--out", default="out/nano/data")
-    parser.add_argument("--voices", default="model/nano/voices.pt")
-    parser.add_argument("--voices_per_text", type=int, default=len(TRAIN_VOICES), choices=range(1, len(TRAIN_VOICES) + 1))
+    parser.add_argument("--voices", default="out/nano/pack/voices.pt")
+    parser.add_argument("--others", type=float, default=0.25, help="share of the answers that each voice but the main one speaks, too")
+    parser.add_argument("--rates", type=float, nargs="+", default=[1.0], help="speaking rates to draw from")
     parser.add_argument("--speaker_encoder", default="mel", help="a CAM++ folder, 'mel' (spectral statistics) or 'none'")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--speech_only", action="store_true", help="stop when the speech is there: the codec is trained on it first")
     parser.add_argument("--limit", type=int, help="only so many pairs of each part, to try things out")
     parser.add_argument("--seed", type=int, default=SEED)
     args = parser.parse_args()
     parts = {name: read_jsonl(Path(args.corpus) / f"{name}.jsonl")[:args.limit] for name in ("train", "heldout")}
-    folder_key(args.codec)  # fail before the long steps
+    if not args.speech_only:
+        codec_key(args.codec)  # fail before the long steps
+    spoken = {name: voiced(items, args.others if name == "train" else 1.0, args.rates, args.seed) for name, items in parts.items()}
+    indexes = {name: render(utterances, args.speech, args.workers) for name, utterances in spoken.items()}
+    if args.speech_only:
+        return
     speaker = speaker_function(args.speaker_encoder, args.device)
-    codes = {}
-    for name, items in parts.items():
-        indexes = render(voiced(items, args.voices_per_text, args.seed), args.speech, args.workers)
-        codes[name] = encode_all(indexes, args.codec, args.device, args.out)
+    codes = {name: encode_all(shards, args.codec, args.device, args.out) for name, shards in indexes.items()}
     pool = reference_pool(codes["train"], speaker, args.seed)
     for name, items in parts.items():
         path = Path(args.out) / f"t2a_{name}.parquet"

@@ -27,12 +27,13 @@ import soundfile as sf
 import torch
 from tqdm import tqdm
 
-from nano.build_data import RATES, encode_all, folder_key, frame_major, reference_pool, speaker_function, voiced
+from nano.build_data import codec_key, encode_all, frame_major, reference_pool, speaker_function, voiced
 from nano.corpus import SEED
 from nano.scenes import draw, draw_scene, png, questions, told
 from nano.speech import RATE, TRAIN_VOICES, Utterance, read_shard, render
 
 ROW_GROUP = 512
+RATES = (0.9, 0.95, 1.0, 1.05, 1.1)  # of those who ask
 SCHEMA = pa.schema([("conversations", pa.string()), ("question_audios", pa.list_(pa.binary())), ("image_bytes", pa.list_(pa.binary())),
                     ("answer_audios", pa.list_(pa.list_(pa.int16()))), ("ref_audios", pa.list_(pa.int16())),
                     ("spk_emb", pa.list_(pa.float32())), ("kind", pa.string())])
@@ -129,25 +130,25 @@ def write_variants(items, codes, pool, asked, pictures, paths, seed):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--speech", default="out/nano/speech", help="speech shards; the missing ones are made")
-    parser.add_argument("--codec", default="model/nano/mimi", help="MimiModel folder")
+    parser.add_argument("--codec", default="out/nano/codec/targets.pt", help="targets.pt of nano.train_mimi, or a MimiModel folder")
     parser.add_argument("--out", default="out/nano/data")
     parser.add_argument("--questions", type=int, default=20_000, help="for training")
     parser.add_argument("--spoken", type=int, default=6000, help="how many of them are also asked aloud")
     parser.add_argument("--per_picture", type=int, default=2, help="training questions about one picture")
     parser.add_argument("--heldout", type=int, default=300, help="held-out questions, each with its own picture, typed and spoken")
-    parser.add_argument("--voices_per_text", type=int, default=1, choices=range(1, len(TRAIN_VOICES) + 1))
+    parser.add_argument("--others", type=float, default=0.25, help="share of the answers that each voice but the main one speaks, too")
     parser.add_argument("--speaker_encoder", default="mel", help="a CAM++ folder, 'mel' (spectral statistics) or 'none'")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--seed", type=int, default=SEED)
     args = parser.parse_args()
-    folder_key(args.codec)  # fail before the long steps
+    codec_key(args.codec)  # fail before the long steps
     speaker = speaker_function(args.speaker_encoder, args.device)
     parts = {"train": plan(args.questions, args.per_picture, False, args.seed), "heldout": plan(args.heldout, 1, True, args.seed)}
     spoken = {"train": args.spoken, "heldout": args.heldout}
     pool = None
     for part, items in parts.items():
-        codes = encode_all(render(voiced(items, args.voices_per_text, args.seed), args.speech, args.workers),
+        codes = encode_all(render(voiced(items, args.others, (1.0,), args.seed), args.speech, args.workers),
                            args.codec, args.device, args.out)
         pool = pool or reference_pool(codes, speaker, args.seed)
         askers = asking(items[:spoken[part]], f"{args.seed} {part}")

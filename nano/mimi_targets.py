@@ -5,6 +5,7 @@
 - The books of stage k quantise what stages 0..k-1 left over: one residual chain, in the order Mimi's quantizer decodes it.
 """
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -99,3 +100,24 @@ def quantise(latents, books):
     frames = latents.shape[2]
     return (flat - residual).reshape(-1, frames, latents.shape[1]).transpose(1, 2), torch.stack(codes).reshape(
         len(books), -1, frames).transpose(0, 1)
+
+
+class Analyser:
+    """Codes straight from the latent space and the books (`targets.pt` of nano.train_mimi): what the codec's encoder learns to give."""
+
+    def __init__(self, space, books):
+        self.space, self.books = space, books
+
+    @classmethod
+    def load(cls, path, device="cpu"):
+        """From targets.pt; FileNotFoundError names the command that makes it."""
+        if not Path(path).exists():
+            raise FileNotFoundError(f"{path} is missing: python -m nano.train_mimi writes it when it starts")
+        saved = torch.load(path, map_location=device, weights_only=True)
+        return cls(LatentSpace(**saved["space"]), saved["books"])
+
+    @torch.no_grad()
+    def encode(self, wav):
+        """wav (B, S) float at 24 kHz -> codes (B, 8, ceil(S / 1920)) int64; a short last frame is filled with silence."""
+        wav = F.pad(wav, (0, -wav.shape[-1] % FRAME_SAMPLES)).to(self.books.device)
+        return quantise(self.space.encode(wav), self.books)[1]

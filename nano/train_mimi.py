@@ -2,8 +2,10 @@
 
 - The latents get a meaning before any network exists (mimi_targets): log-mel patches, principal components, residual k-means books.
 - `learn`: the encoder regresses those latents, the decoder learns to speak from the quantised ones; two independent tasks.
-- `joint`: the books are fitted again to what the encoder really emits and the decoder hears only its codes, so encode -> codes ->
-  decode is what improves; gradients pass the quantizer straight through.
+- The books never change after the fit: `targets.pt` in the output folder gives a clip's codes at once (mimi_targets.Analyser), so
+  the Talker can learn them while the codec's networks are still training.
+- `joint`: half of a batch is decoded from the encoder's own codes, so encode -> codes -> decode is what improves, too; gradients
+  pass the quantizer straight through.
 - `adversarial`: the same with a discriminator. The folder before it is kept as `plain/`, to compare.
 - The whole speech stays on the device as int16; crops, resampling to 24 kHz, speaker variants and gain happen there.
 - Progress is a share of `--minutes` (a GPU loan) or `--steps` (a fixed recipe); either way a killed run continues where it was.
@@ -38,14 +40,14 @@ from nano.mimi_targets import FRAME_SAMPLES, MELS, HOP, LatentSpace, log_mel_pat
 INPUT_RATE, SAMPLE_RATE = 16_000, 24_000
 NUM_CODEBOOKS = 8
 TAPS, PHASES = 32, 1536  # of the resampling kernel: input samples it spans, sub-sample positions (a multiple of 3: exact at 2 / 3)
-CURVE = ("step", "minutes", "phase", "lr", "reconstruction", "latent", "commit", "adversarial", "match", "discriminator")
+CURVE = ("step", "minutes", "phase", "lr", "reconstruction", "latent", "adversarial", "match", "discriminator")
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class Options:
     """Everything that shapes a run; saved in its checkpoint."""
-    codes: int = 1024
+    codes: int = 512  # PRESETS["nano"]; 1024 leave 15 % less residual and judge no better, and cost the Talker 2 M parameters
     dims: int = 96
     hidden: int = 128
     filters: int = 16
@@ -58,8 +60,8 @@ class Options:
     adversarial_weight: float = 0.05
     match_weight: float = 0.5
     judge_width: int = 16  # channels of the discriminator
-    latent_weight: float = 0.2  # of the regression once the encoder also serves the decoder
-    commit_weight: float = 0.1
+    latent_weight: float = 1.0  # of the encoder's regression
+    bf16_until: float = 0.0  # share of the run computed in bfloat16: twice the steps on a CPU that has it; the end is in float32
     fit_frames: int = 60_000  # 80 minutes
     kmeans_rounds: int = 15
     seed: int = 0
@@ -117,7 +119,7 @@ def draw_crops(speech, batch_size, samples, generator, kernels):
         return low + (high - low) * torch.rand(batch_size, generator=generator, device=speech.device)
     rates = torch.where(uniform(0, 1) < 0.5, uniform(0.85, 1.2), torch.ones((), device=speech.device))
     starts = (uniform(0, 1).double() * (len(speech) - samples)).long()  # an input crop is shorter than its output: 1.2 * 2 / 3 < 1
-    gain = torch.exp(uniform(math.log(0.4), math.log(2.0)))
+    gain = torch.exp(uniform(math.log(0.4), math.log(2.5)))
     return (resample_at(speech, starts, rates, samples, kernels) * gain[:, None]).clamp(-1, 1)
 
 
@@ -239,36 +241,36 @@ class Run:
         return draw_crops(self.speech, count or self.options.batch_size, self.options.frames * FRAME_SAMPLES, self.random, self.kernels)
 
     @torch.no_grad()
-    def fit(self, latents_of=None):
-        """Fit the latent space (first call) and the books, to target latents or to those that `latents_of(wav)` gives."""
-        options, rows = self.options, []
+    def fit(self):
+        """Fit the latent space and the books to random crops of the speech."""
+        options = self.options
         batches = math.ceil(options.fit_frames / (options.batch_size * options.frames))
-        if self.space is None:
-            filters = mel_filterbank(MELS, WINDOW, MAX_HZ, self.device)
-            patches = torch.cat([log_mel_patches(self.crops(), filters).flatten(0, 1) for _ in range(batches)])
-            self.space, kept = LatentSpace.fit(patches, options.dims)
-            log.info("%d frames: %d of %d dimensions keep %.4f of the variance", len(patches), options.dims, patches.shape[1], kept)
-        encode = latents_of or self.space.encode
-        for _ in range(batches):
-            rows.append(encode(self.crops()).transpose(1, 2).flatten(0, 1))
-        self.books, left = residual_kmeans(torch.cat(rows), NUM_CODEBOOKS, options.codes, options.kmeans_rounds, self.cpu_random)
+        filters = mel_filterbank(MELS, WINDOW, MAX_HZ, self.device)
+        patches = torch.cat([log_mel_patches(self.crops(), filters).flatten(0, 1) for _ in range(batches)])
+        self.space, kept = LatentSpace.fit(patches, options.dims)
+        log.info("%d frames: %d of %d dimensions keep %.4f of the variance", len(patches), options.dims, patches.shape[1], kept)
+        latents = (patches - self.space.mean) @ self.space.basis
+        self.books, left = residual_kmeans(latents, NUM_CODEBOOKS, options.codes, options.kmeans_rounds, self.cpu_random)
         for model in (self.model, self.average):
             set_books(model, self.books)
         log.info("variance left after 1..8 books: %s", " ".join(f"{share:.4f}" for share in left))
 
-    def generator_losses(self, wav, target):
-        """Losses by name and the decoded wav; what is trained on what depends on the phase."""
-        emitted = encode_latents(self.model, wav)
+    def generator_losses(self, wav, target, half):
+        """Losses by name and the decoded wav; what is trained on what depends on the phase. `half`: run the networks in bfloat16."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            emitted = encode_latents(self.model, wav)
+        emitted = emitted.float()
         losses = {"latent": F.mse_loss(emitted, target)}
-        if self.phase == "learn":
+        with torch.no_grad():
+            heard, _ = quantise(target, self.books)
+        if self.phase != "learn":
+            own = len(wav) // 2  # the other half goes on hearing the target codes, which are the ones the Talker speaks
             with torch.no_grad():
-                heard, _ = quantise(target, self.books)
-        else:
-            with torch.no_grad():
-                nearest, _ = quantise(emitted, self.books)
-            losses["commit"] = F.mse_loss(emitted, nearest)
-            heard = emitted + (nearest - emitted).detach()
-        fake = decode_latents(self.model, heard)
+                nearest, _ = quantise(emitted[:own], self.books)
+            heard = torch.cat((emitted[:own] + (nearest - emitted[:own]).detach(), heard[own:]))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            fake = decode_latents(self.model, heard)
+        fake = fake.float()
         losses["reconstruction"] = stft_loss(fake, wav, self.banks)
         return losses, fake
 
@@ -282,9 +284,8 @@ class Run:
         wav = self.crops()
         with torch.no_grad():
             target = self.space.encode(wav)
-        losses, fake = self.generator_losses(wav, target)
-        weights = {"reconstruction": 1.0, "latent": 1.0 if self.phase == "learn" else options.latent_weight,
-                   "commit": options.commit_weight}
+        losses, fake = self.generator_losses(wav, target, half=progress < options.bf16_until)
+        weights = {"reconstruction": 1.0, "latent": options.latent_weight}
         if self.phase == "adversarial":
             half = len(wav) // 2  # the judge costs more than the codec: half the batch is enough
             losses["discriminator"] = self._train_judge(fake[:half].detach(), wav[:half])
@@ -316,8 +317,6 @@ class Run:
     def enter(self, phase, folder):
         """What has to happen when a phase begins."""
         log.info("step %d, %.1f min: phase %s", self.step, self.seconds / 60, phase)
-        if phase != "learn":
-            self.fit(lambda wav: encode_latents(self.average, wav))
         if phase == "adversarial":
             save_folder(self.average, folder / "plain")
         self.phase = phase
@@ -377,6 +376,8 @@ def train(options, speech, out, device="cpu", steps=None, minutes=None, log_inte
         log.info("continuing %s at step %d", out, run.step)
     else:
         run.fit()
+        save_checkpoint({"space": asdict(run.space), "books": run.books}, out / "targets.pt")
+        save_checkpoint(run.state(), checkpoint)
     rows, clock = [], time.perf_counter() - run.seconds
     _trim_curve(out / "curve.csv", run.step)
     bar = tqdm(total=steps, initial=run.step, unit="it", desc="codec", mininterval=5)

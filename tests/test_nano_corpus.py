@@ -221,4 +221,4 @@ def test_mel_speaker_is_a_finite_vector():
 
 def test_missing_codec_names_the_remedy(tmp_path):
     with pytest.raises(FileNotFoundError, match="nano.train_mimi"):
-        build_data.folder_key(tmp_path / "absent")
+        build_data.codec_key(tmp_path / "absent")

@@ -151,7 +151,7 @@ def test_rows_have_pictures_questions_and_spoken_answers(tmp_path, monkeypatch):
     make_tiny_mimi(tmp_path / "mimi")
     monkeypatch.setattr("sys.argv", ["build_i2t", "--codec", str(tmp_path / "mimi"), "--speech", str(tmp_path / "speech"), "--out",
                                      str(tmp_path / "data"), "--questions", "16", "--spoken", "3", "--heldout", "2", "--workers", "1",
-                                     "--speaker_encoder", "none", "--voices_per_text", "2", "--device", "cpu"])
+                                     "--speaker_encoder", "none", "--others", "1", "--device", "cpu"])
     build_i2t.main()
     files = {path.stem: ParquetRows(path, 64, 192) for path in (tmp_path / "data").glob("*.parquet")}
     assert {name: len(rows) for name, rows in files.items()} == {"i2t_train": 16, "mix_train": 3, "told_train": 16, "i2t_heldout": 2,

@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
-# The nano world from zero, offline: corpus -> tokenizer -> speech -> codec -> data -> a model that speaks, a pack in out/nano/pack.
+# The nano world from zero, offline: corpus, tokenizer, speech, codec, data, text, then a model that speaks: a pack in out/nano/pack.
 # Each step is skipped when its product exists and continues where it was when interrupted: run this again after any stop.
 # To make a step anew, delete its product (the path printed beside it). Times and machines: nano/README.md.
 #   bash trainer/train_nano.sh
 #   SHIP=1 bash trainer/train_nano.sh         and then copy the pack over the shipped one, model/nano
-#   DEVICE=cpu DTYPE=bfloat16 CODEC_LENGTH="--batch_size 8 --frames 8 --steps 12000" EPOCHS=2 BATCH=32 bash trainer/train_nano.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -13,12 +12,15 @@ WORK=${WORK:-out/nano}                    # everything that is not shipped
 PACK=${PACK:-$WORK/pack}                  # what is: --load_from for the chat
 SHIP=${SHIP:-0}
 DEVICE=${DEVICE:-$($PYTHON -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")')}
-CODEC_LENGTH=${CODEC_LENGTH:---minutes 8} # how long the codec learns, and its sizes
-EPOCHS=${EPOCHS:-20}
-BATCH=${BATCH:-64}
+# One core of a CPU for 52 minutes; on a GPU e.g. "--minutes 8" with the default sizes and the discriminator.
+CODEC_LENGTH=${CODEC_LENGTH:---minutes 52 --batch_size 4 --frames 16 --joint_at 0.45 --adversarial_at 1 --fit_frames 40000}
+LIMIT=${LIMIT:-9500}                      # pairs of the corpus that are spoken; all 13,715 take half as long again
+LLM_STEPS=${LLM_STEPS:-1000}
+STEPS=${STEPS:-2800}
+BATCH=${BATCH:-32}
 RATE=${RATE:-1e-3}
-DTYPE=${DTYPE:-$([ "$DEVICE" = cpu ] && echo float32 || echo bfloat16)}
-COMPILE=${COMPILE:-$([ "$DEVICE" = cpu ] && echo 0 || echo 1)}
+DTYPE=${DTYPE:-bfloat16}                  # a CPU without bfloat16 instructions is faster with float32
+COMPILE=${COMPILE:-1}                     # halves the time of a step, on a CPU too
 WORKERS=${WORKERS:-$([ "$DEVICE" = cpu ] && echo 1 || echo 12)}
 EXTRA=${EXTRA:-}                          # more flags for the training
 
@@ -34,7 +36,7 @@ step() {  # step NAME PRODUCT COMMAND...
 }
 
 speech() {
-    $PYTHON -m nano.speech --texts "$WORK/corpus/train.jsonl" --out "$WORK/speech"
+    $PYTHON -m nano.build_data --corpus "$WORK/corpus" --speech "$WORK/speech" --limit "$LIMIT" --speech_only
     touch "$WORK/speech/.complete"
 }
 
@@ -46,9 +48,9 @@ codec() {
 
 train() {
     # shellcheck disable=SC2086
-    $PYTHON -m trainer.train_sft_omni --preset nano --tokenizer_dir "$PACK" --from_weight none --data_path "$WORK/data/t2a_train.parquet" \
-        --save_dir "$WORK/model" --save_weight t2a --epochs "$EPOCHS" --batch_size "$BATCH" --learning_rate "$RATE" --warmup_steps 200 \
-        --max_seq_len 384 --device "$DEVICE" --dtype "$DTYPE" --use_compile "$COMPILE" --num_workers "$WORKERS" \
+    $PYTHON -m trainer.train_sft_omni --preset nano --tokenizer_dir "$PACK" --from_weight "$WORK/model/llm_256.pth" --data_path "$WORK/data/t2a_train.parquet" \
+        --save_dir "$WORK/model" --save_weight t2a --max_steps "$STEPS" --batch_size "$BATCH" --learning_rate "$RATE" --warmup_steps 100 \
+        --max_seq_len 256 --device "$DEVICE" --dtype "$DTYPE" --use_compile "$COMPILE" --num_workers "$WORKERS" \
         --save_interval 500 --from_resume 1 $EXTRA
     finished "$WORK/model/t2a_256_resume.pth"  # stopped by SIGTERM it has saved, but is not to be used yet
     ship "$WORK/model/t2a_256.json" "$PACK/sft_omni_256.json"
@@ -73,8 +75,11 @@ step corpus    "$WORK/corpus/heldout.jsonl"    $PYTHON -m nano.corpus --out "$WO
 step tokenizer "$PACK/tokenizer_config.json"   $PYTHON -m nano.tokenizer --corpus "$WORK/corpus" --out "$PACK"
 step speech    "$WORK/speech/.complete"        speech
 step codec     "$PACK/mimi/config.json"        codec
+cp "$WORK/corpus/heldout.jsonl" "$PACK/heldout.jsonl"  # for python -m evals.eval_nano
 step data      "$PACK/voices.pt"               $PYTHON -m nano.build_data --corpus "$WORK/corpus" --speech "$WORK/speech" \
-    --codec "$PACK/mimi" --out "$WORK/data" --voices "$PACK/voices.pt" --device "$DEVICE"
+    --codec "$WORK/codec/targets.pt" --out "$WORK/data" --voices "$PACK/voices.pt" --limit "$LIMIT" --device "$DEVICE"
+step llm       "$WORK/model/llm_256.pth"       $PYTHON -m nano.train_llm --corpus "$WORK/corpus" --tokenizer_dir "$PACK" \
+    --out "$WORK/model" --work "$WORK/llm" --steps "$LLM_STEPS" --device "$DEVICE" --dtype "$DTYPE"
 step train     "$PACK/sft_omni_256.pth"        train
 if [ "$SHIP" = 1 ] && [ "$PACK" != model/nano ]; then
     for part in "$PACK"/*; do

@@ -1,0 +1,120 @@
+"""Train the nano Thinker on the corpus' text alone: our stand-in for the language model (llm_768.pth) that the released recipe starts from.
+
+- A text step costs a quarter of a speech step, so facts, reading and repeating are learnt here before the Talker learns to speak.
+- Same rows as T2A without codes (model/sequence.py), same weights file format: `llm_<hidden>.pth` holds `model.*` and `lm_head.weight`.
+- Resumable: the checkpoint keeps weights, optimizer, step and random state; the end of a run writes the weights file.
+
+    python -m nano.train_llm --steps 1500
+"""
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from tqdm import tqdm
+from transformers import AutoTokenizer
+
+from model.checkpoint import save_atomic, save_json
+from model.config import IGNORE, OmniConfig
+from model.model_omni import MiniMindOmni
+from model.sequence import build_training_row, pad_rows, tokenize_turns
+from nano.corpus import read_jsonl
+
+ROOT = Path(__file__).resolve().parents[1]
+MAX_LENGTH = 128
+WARMUP = 100
+
+
+def text_rows(items, tokenizer, config, strip_think):
+    """(text ids (T,), labels (T,)) of every {"question", "answer"}; the empty think block removed or kept."""
+    rows = []
+    for item in items:
+        messages = [{"role": "user", "content": item["question"]}, {"role": "assistant", "content": item["answer"]}]
+        prompt, reply = tokenize_turns(tokenizer, messages, strip_think)
+        ids, labels, _ = build_training_row(prompt, reply, None, None, False, MAX_LENGTH, config)
+        rows.append((ids[-1], labels))
+    return rows
+
+
+def text_loss(model, rows, half):
+    """Mean cross-entropy over the replies of a list of rows; the Talker does not run."""
+    ids, labels = pad_rows([r[0] for r in rows], model.config.pad_token_id), pad_rows([r[1] for r in rows], IGNORE)
+    ids, labels = ids.to(model.lm_head.weight.device), labels.to(model.lm_head.weight.device)
+    # the plain attention kernel: PyTorch's fused one is three times slower backwards in bfloat16 on a CPU
+    with sdpa_kernel(SDPBackend.MATH), torch.autocast(ids.device.type, torch.bfloat16, enabled=half):
+        hidden, _ = model.model(model.model.embed_tokens(ids))
+        logits = model.lm_head(hidden[labels != IGNORE])
+    return F.cross_entropy(logits.float(), labels[labels != IGNORE])
+
+
+def learning_rate(step, steps, peak):
+    return peak * min(1.0, (step + 1) / WARMUP) * (0.1 + 0.45 * (1 + math.cos(math.pi * step / steps)))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--corpus", default=ROOT / "out/nano/corpus", type=Path)
+    parser.add_argument("--tokenizer_dir", default=ROOT / "model/nano")
+    parser.add_argument("--out", default=ROOT / "out/nano/pack", type=Path, help="folder of the weights file")
+    parser.add_argument("--work", default=ROOT / "out/nano/llm", type=Path, help="checkpoint and loss curve")
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--learning_rate", type=float, default=2e-3)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument("--save_interval", type=int, default=250)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    config = OmniConfig.preset("nano")
+    tokenizer = AutoTokenizer.from_pretrained(str(args.tokenizer_dir))
+    train, heldout = (read_jsonl(args.corpus / f"{part}.jsonl") for part in ("train", "heldout"))
+    rows = [text_rows(train, tokenizer, config, strip) for strip in (True, False)]
+    unseen = text_rows(heldout, tokenizer, config, False)
+    torch.manual_seed(args.seed)
+    model = MiniMindOmni(config).to(args.device).train()
+    weights = [*model.model.parameters()]  # lm_head is tied to the embedding
+    optimizer = torch.optim.AdamW(weights, lr=args.learning_rate, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
+    random, first, checkpoint = torch.Generator().manual_seed(args.seed), 0, args.work / "checkpoint.pt"
+    if checkpoint.exists():
+        state = torch.load(checkpoint, map_location=args.device, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        random.set_state(state["random"].cpu())
+        first = state["step"]
+    args.work.mkdir(parents=True, exist_ok=True)
+
+    half, bar = args.dtype == "bfloat16", tqdm(range(first, args.steps), initial=first, total=args.steps, desc="llm")
+    for step in bar:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, args.steps, args.learning_rate)
+        picked = torch.randint(len(train), (args.batch_size,), generator=random).tolist()
+        blocks = torch.randint(2, (args.batch_size,), generator=random).tolist()
+        loss = text_loss(model, [rows[block][i] for i, block in zip(picked, blocks)], half)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        if (step + 1) % args.save_interval == 0 or step + 1 == args.steps:
+            with torch.no_grad():
+                held = text_loss(model, unseen, half)
+            bar.set_postfix(train=f"{loss.item():.3f}", heldout=f"{held.item():.3f}")
+            with open(args.work / "log.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step + 1, "train": loss.item(), "heldout": held.item()}) + "\n")
+            save_atomic({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "random": random.get_state(),
+                         "step": step + 1}, checkpoint)
+    keep = {k: v.half() for k, v in model.state_dict().items() if k.startswith(("model.", "lm_head."))}
+    target = args.out / f"llm_{config.hidden_size}.pth"
+    save_atomic(keep, target)
+    save_json({"config": config.to_dict()}, target.with_suffix(".json"))
+    print(f"{target}: {sum(v.numel() for v in keep.values()) / 1e6:.2f} M values")
+
+
+if __name__ == "__main__":
+    main()
