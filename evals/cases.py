@@ -27,8 +27,8 @@ class Case:
 TEXT = {
     "nano": (
         "What color is the sky?", "What is the capital of France?", "How much is seven plus three?", "What do cats like to eat?",
-        "What is the opposite of hot?", "How many legs does a spider have?", "What does a doctor do?", "Which season comes after autumn?",
-        "Why is the sky blue?", "Tell me a story about a lazy dog.",
+        "What is the opposite of hot?", "How many legs does a spider have?", "What does the doctor do?", "Which season comes after autumn?",
+        "Why is the sky blue?", "Tell me a story about the brave spider.",
     ),
     "general": (
         "What do you usually like to eat?", "Why is the sky blue?", "Please introduce spring in one sentence.",
@@ -38,8 +38,8 @@ TEXT = {
 }
 MULTI = {
     "nano": (
-        ("My name is Maria.", "What is my name?"),
-        ("What color is a banana?", "What is the opposite of hot?"),
+        ("Good morning, I am Jennifer.", "What is the capital of France?"),
+        ("What color is the spider?", "What is the opposite of hot?"),
     ),
     "general": (
         ("My name is Alex and I like tea.", "What do I like to drink?"),

@@ -194,10 +194,10 @@ def write_parquet(items, codes, pool, path, seed):
 
 
 def write_voices(codec_path, device, speaker, path):
-    """The built-in voices: a clear sentence each; a zero speaker vector where there is no speaker function."""
+    """The built-in voices, the main one first (the chat starts with it): a clear sentence each; zero vectors without a speaker function."""
     codec = load_codec(codec_path, device)
     voices = {}
-    for voice in TRAIN_VOICES:
+    for voice in sorted(TRAIN_VOICES, key=lambda name: name != MAIN_VOICE):
         codes = codec.encode(torch.from_numpy(to_codec(synthesise(REFERENCE_TEXT, voice)))[None])[0].cpu()
         vector = speaker_vector(speaker, Utterance(REFERENCE_TEXT, voice)) if speaker else np.zeros(SPEAKER_SIZE, np.float32)
         voices[voice] = {"ref_codes": codes.long(), "spk_emb": torch.from_numpy(vector)}

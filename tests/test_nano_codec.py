@@ -8,7 +8,7 @@ import torch
 from transformers import AutoFeatureExtractor, MimiModel
 
 from nano import train_mimi
-from nano.mimi_targets import FRAME_SAMPLES, LatentSpace, log_mel_patches, mel_filterbank, quantise, residual_kmeans
+from nano.mimi_targets import Analyser, FRAME_SAMPLES, LatentSpace, log_mel_patches, mel_filterbank, quantise, residual_kmeans
 from nano.train_mimi import Options, encode_latents, decode_latents, read_speech, resample_at, resampling_kernels, save_checkpoint, train
 
 TINY = Options(codes=16, dims=12, hidden=16, filters=2, layers=1, batch_size=4, frames=4, lr=1e-2, joint_at=0.6, adversarial_at=0.95,
@@ -171,3 +171,14 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path):
 
 def test_phases_follow_the_share_of_the_run():
     assert [train_mimi.phase_at(p, TINY) for p in (0, 0.59, 0.6, 0.94, 0.95)] == ["learn", "learn", "joint", "joint", "adversarial"]
+
+
+def test_analysis_gives_the_codes_of_the_targets(out, speech, tmp_path):
+    analyser = Analyser.load(out / "targets.pt")
+    wav = wav_of(speech, 7)[None]
+    codes = analyser.encode(wav[:, :-100])  # a short last frame is filled up with silence
+    assert codes.shape == (len(wav), 8, 7)
+    _, expected = quantise(analyser.space.encode(wav), analyser.books)
+    assert torch.equal(codes[..., :6], expected[..., :6])
+    with pytest.raises(FileNotFoundError, match="nano.train_mimi"):
+        Analyser.load(tmp_path / "targets.pt")
