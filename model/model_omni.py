@@ -139,7 +139,7 @@ class MiniMindOmni(nn.Module):
 
     def forward(self, input_ids: Tensor, audio_features: Tensor | None = None, audio_lens: Tensor | None = None,
                 image_features: Tensor | None = None, spk_emb: Tensor | None = None, cache: KVCache | None = None,
-                last_only: bool = False) -> OmniOutput:
+                last_only: bool = False, positions: Tensor | None = None) -> OmniOutput:
         """One forward over T new positions.
 
         input_ids: (B, 9, T) int64, or (B, T) text alone (no speech: the code rows are all pad).
@@ -148,6 +148,7 @@ class MiniMindOmni(nn.Module):
         spk_emb: (B, 192), used where the code rows hold the speaker token.
         cache: continue it; features are needed only in the forward that carries their pads.
         last_only: logits of the last position only (T becomes 1 in the output): all that generation needs.
+        positions: (B, R) where logits are wanted (T becomes R): in training only the reply has targets, half of a row or less.
         Raises ValueError for a wrong shape.
         """
         codes, text = self._split(input_ids)
@@ -159,6 +160,8 @@ class MiniMindOmni(nn.Module):
             cache.advance(text.shape[1])
         if last_only:
             hidden, spoken = hidden[:, -1:], spoken[:, -1:]
+        if positions is not None:
+            hidden, spoken = (x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1])) for x in (hidden, spoken))
         return OmniOutput(self.lm_head(hidden), self.talker.lm_head(spoken), self._aux_loss(hidden))
 
     def new_cache(self, batch: int, max_length: int) -> KVCache:

@@ -6,7 +6,8 @@
   the Talker can learn them while the codec's networks are still training.
 - `joint`: half of a batch is decoded from the encoder's own codes, so encode -> codes -> decode is what improves, too; gradients
   pass the quantizer straight through.
-- `adversarial`: the same with a discriminator. The folder before it is kept as `plain/`, to compare.
+- `encoder`: the decoder is done, the encoder alone goes on towards the target latents.
+- `adversarial`: as `joint`, with a discriminator. The folder before it is kept as `plain/`, to compare.
 - The whole speech stays on the device as int16; crops, resampling to 24 kHz, speaker variants and gain happen there.
 - Progress is a share of `--minutes` (a GPU loan) or `--steps` (a fixed recipe); either way a killed run continues where it was.
 
@@ -61,7 +62,7 @@ class Options:
     match_weight: float = 0.5
     judge_width: int = 16  # channels of the discriminator
     latent_weight: float = 1.0  # of the encoder's regression
-    bf16_until: float = 0.0  # share of the run computed in bfloat16: twice the steps on a CPU that has it; the end is in float32
+    encoder_at: float = 1.0  # share at which the decoder is done and only the encoder goes on, at a third of a step's cost; 1 = never
     fit_frames: int = 60_000  # 80 minutes
     kmeans_rounds: int = 15
     seed: int = 0
@@ -255,12 +256,12 @@ class Run:
             set_books(model, self.books)
         log.info("variance left after 1..8 books: %s", " ".join(f"{share:.4f}" for share in left))
 
-    def generator_losses(self, wav, target, half):
-        """Losses by name and the decoded wav; what is trained on what depends on the phase. `half`: run the networks in bfloat16."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-            emitted = encode_latents(self.model, wav)
-        emitted = emitted.float()
+    def generator_losses(self, wav, target):
+        """Losses by name and the decoded wav (None: the decoder does not run); what is trained on what depends on the phase."""
+        emitted = encode_latents(self.model, wav)
         losses = {"latent": F.mse_loss(emitted, target)}
+        if self.phase == "encoder":
+            return losses, None
         with torch.no_grad():
             heard, _ = quantise(target, self.books)
         if self.phase != "learn":
@@ -268,9 +269,7 @@ class Run:
             with torch.no_grad():
                 nearest, _ = quantise(emitted[:own], self.books)
             heard = torch.cat((emitted[:own] + (nearest - emitted[:own]).detach(), heard[own:]))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-            fake = decode_latents(self.model, heard)
-        fake = fake.float()
+        fake = decode_latents(self.model, heard)
         losses["reconstruction"] = stft_loss(fake, wav, self.banks)
         return losses, fake
 
@@ -284,7 +283,7 @@ class Run:
         wav = self.crops()
         with torch.no_grad():
             target = self.space.encode(wav)
-        losses, fake = self.generator_losses(wav, target, half=progress < options.bf16_until)
+        losses, fake = self.generator_losses(wav, target)
         weights = {"reconstruction": 1.0, "latent": options.latent_weight}
         if self.phase == "adversarial":
             half = len(wav) // 2  # the judge costs more than the codec: half the batch is enough
@@ -357,6 +356,8 @@ def phase_at(progress, options):
     """Name of the phase at `progress` (0..1) of the run."""
     if progress < options.joint_at:
         return "learn"
+    if progress >= options.encoder_at:
+        return "encoder"
     return "joint" if progress < options.adversarial_at else "adversarial"
 
 

@@ -1,6 +1,7 @@
 """The nano codec's training in miniature: it learns, its folder is a Mimi codec, nothing looks ahead, and a kill costs nothing."""
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -171,6 +172,18 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path):
 
 def test_phases_follow_the_share_of_the_run():
     assert [train_mimi.phase_at(p, TINY) for p in (0, 0.59, 0.6, 0.94, 0.95)] == ["learn", "learn", "joint", "joint", "adversarial"]
+
+
+def test_in_the_encoder_phase_the_decoder_is_left_alone(speech):
+    options = replace(TINY, encoder_at=0.97)
+    assert train_mimi.phase_at(0.98, options) == "encoder"
+    run = train_mimi.Run(options, speech, "cpu")
+    run.fit()
+    run.phase = "encoder"
+    before = {name: value.clone() for name, value in run.model.state_dict().items()}
+    assert set(run.train_step(0.5)) == {"latent"}
+    changed = {name.split(".")[0] for name, value in run.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"encoder", "quantizer"}  # of the quantizer, the projection into it
 
 
 def test_analysis_gives_the_codes_of_the_targets(out, speech, tmp_path):

@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from model.checkpoint import load_model, load_weights, save_atomic
-from model.model_omni import MiniMindOmni, OmniConfig
+from model.config import IGNORE
+from model.model_omni import MiniMindOmni, OmniConfig, omni_loss
 from tiny_folders import make_tiny_sensevoice, make_tiny_siglip
 from tiny_training import command, make_mixed, make_t2a, make_tokenizer
 from trainer.train_sft_omni import LOSSES, Trainer, main, parse_args, set_trainable
-from trainer.trainer_data import collate_padded, row_lengths
+from trainer.trainer_data import collate_padded, only_targets, row_lengths
 from trainer.trainer_utils import (BatchPlan, Frontends, PlannedBatches, Processes, RunLog, lr_at, read_log, rng_state, seed_everything,
                                    set_rng_state)
 
@@ -333,3 +334,20 @@ def test_torchrun_with_two_processes(world, tmp_path):
     assert row["step"] == "3" and float(row["epoch"]) == 1 and math.isfinite(float(row["total"]))
     assert len(load_weights(tmp_path / "sft_omni_64_resume.pth")["ranks"]) == 2
     assert load_model(tmp_path / "sft_omni_64.pth").config.hidden_size == 64
+
+
+def test_targets_window_keeps_every_loss():
+    torch.manual_seed(0)
+    config = OmniConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_talker_hidden_layers=1, talker_hidden_size=32)
+    model = MiniMindOmni(config)
+    batch = dict(input_ids=torch.randint(0, 60, (3, 9, 24)), text_labels=torch.full((3, 24), IGNORE),
+                 audio_labels=torch.full((3, 8, 24), IGNORE))
+    batch["text_labels"][0, 5:9], batch["audio_labels"][0, :, 6:20] = 7, 9
+    batch["audio_labels"][1, 3, 20:] = config.audio_stop_token  # at the very end, and row 2 has no targets at all
+    whole = omni_loss(model(batch["input_ids"]), batch["text_labels"], batch["audio_labels"], config)
+    for multiple, width in ((1, 15), (8, 16), (32, 24)):
+        cut = only_targets(batch, multiple)
+        assert cut["positions"].shape == (3, width) and cut["audio_labels"].shape == (3, 8, width)
+        losses = omni_loss(model(cut["input_ids"], positions=cut["positions"]), cut["text_labels"], cut["audio_labels"], config)
+        torch.testing.assert_close(losses.total, whole.total)
+        torch.testing.assert_close(losses.per_codebook, whole.per_codebook)

@@ -223,8 +223,8 @@ class Trainer:
             lens = torch.zeros(rows, dtype=torch.long, device=self.device)
         if self.args.mode == "vision_proj" and images is None:
             images = torch.zeros(rows, 1, self.config.image_token_len, self.config.image_hidden_size, device=self.device)
-        return dict(input_ids=batch["input_ids"].to(self.device, non_blocking=True), audio_features=audio, audio_lens=lens,
-                    image_features=images, spk_emb=batch["spk_emb"].to(self.device, non_blocking=True))
+        direct = {name: batch[name].to(self.device, non_blocking=True) for name in ("input_ids", "spk_emb", "positions")}
+        return dict(direct, audio_features=audio, audio_lens=lens, image_features=images)
 
     def attention(self) -> contextlib.AbstractContextManager:
         """The attention kernel: PyTorch's choice, but the plain one in bfloat16 on a CPU, where the fused backward is 3 x slower."""

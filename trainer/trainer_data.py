@@ -121,4 +121,22 @@ def collate_padded(samples: list, config: OmniConfig, multiple: int = 1) -> dict
         batch["input_ids"][:, -1, -extra:] = config.pad_token_id
         for name in ("text_labels", "audio_labels"):
             batch[name] = F.pad(batch[name], (0, extra), value=IGNORE)
-    return {**batch, "num_rows": len(good), "num_tokens": sum(good)}
+    return {**only_targets(batch, multiple), "num_rows": len(good), "num_tokens": sum(good)}
+
+
+def only_targets(batch: dict, multiple: int = 1) -> dict:
+    """The batch with labels cut to the window of R positions that holds each row's targets, and `positions` (B, R) saying where it is.
+
+    Logits outside it would be computed for nothing. R is the widest row's, rounded up to a multiple; text_labels become (B, R),
+    audio_labels (B, 8, R), and the losses stay what they were.
+    """
+    text, audio = batch["text_labels"], batch["audio_labels"]
+    length = text.shape[1]
+    labelled = (text != IGNORE) | (audio != IGNORE).any(1)
+    first = labelled.int().argmax(1)
+    last = length - 1 - labelled.flip(1).int().argmax(1)
+    width = int(torch.where(labelled.any(1), last - first + 1, 1).max())
+    width = min(length, -(-width // multiple) * multiple)
+    positions = first.clamp(max=length - width)[:, None] + torch.arange(width)
+    return {**batch, "positions": positions, "text_labels": text.gather(1, positions),
+            "audio_labels": audio.gather(2, positions[:, None].expand(-1, NUM_CODEBOOKS, -1))}
