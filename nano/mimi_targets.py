@@ -26,13 +26,17 @@ def mel_filterbank(bands, window, max_hz, device=None):
     return torch.minimum(rise, fall).clamp(min=0.0).to(device)
 
 
+def log_mel(wav, filters, hop=HOP):
+    """wav (B, S) float, S a multiple of hop -> (B, S // hop, 40): window j ends at sample (j + 1) * hop."""
+    windows = F.pad(wav, (WINDOW - hop, 0)).unfold(-1, WINDOW, hop)
+    magnitude = torch.fft.rfft(windows * torch.hann_window(WINDOW, device=wav.device)).abs()
+    return (magnitude @ filters).clamp(min=LOG_FLOOR).log()
+
+
 def log_mel_patches(wav, filters):
     """wav (B, S) float, S a multiple of 1920 -> (B, S // 1920, 8 * 40) log-mel patches, causally aligned."""
     assert wav.shape[-1] % FRAME_SAMPLES == 0, wav.shape
-    windows = F.pad(wav, (WINDOW - HOP, 0)).unfold(-1, WINDOW, HOP)  # window j ends at sample (j + 1) * HOP
-    magnitude = torch.fft.rfft(windows * torch.hann_window(WINDOW, device=wav.device)).abs()
-    log_mel = (magnitude @ filters).clamp(min=LOG_FLOOR).log()
-    return log_mel.reshape(wav.shape[0], wav.shape[-1] // FRAME_SAMPLES, -1)
+    return log_mel(wav, filters).reshape(wav.shape[0], wav.shape[-1] // FRAME_SAMPLES, -1)
 
 
 @dataclass
@@ -57,6 +61,12 @@ class LatentSpace:
     def encode(self, wav):
         """wav (B, S) -> target latents (B, D, F)."""
         return ((log_mel_patches(wav, self.filters) - self.mean) @ self.basis).transpose(1, 2)
+
+    def fine(self, wav, hop):
+        """wav (B, S) -> its log-mel at another hop, each band centred, of unit variance on average: (B, S // hop, 40)."""
+        level = self.mean.view(-1, MELS).mean(0)
+        spread = (self.basis.shape[1] / self.basis[:, 0].square().sum() / len(self.mean)).sqrt()
+        return (log_mel(wav, self.filters, hop) - level) / spread
 
 
 def nearest(x, book):

@@ -9,8 +9,9 @@ import torch
 from transformers import AutoFeatureExtractor, MimiModel
 
 from nano import train_mimi
+from nano.mimi_crops import read_speech, resample_at, resampling_kernels
 from nano.mimi_targets import Analyser, FRAME_SAMPLES, LatentSpace, log_mel_patches, mel_filterbank, quantise, residual_kmeans
-from nano.train_mimi import Options, encode_latents, decode_latents, read_speech, resample_at, resampling_kernels, save_checkpoint, train
+from nano.train_mimi import Options, decode_latents, encode_latents, save_checkpoint, train
 
 TINY = Options(codes=16, dims=12, hidden=16, filters=2, layers=1, batch_size=4, frames=4, lr=1e-2, joint_at=0.6, adversarial_at=0.95,
                fit_frames=400, kmeans_rounds=3, judge_width=2)
@@ -34,13 +35,18 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+def shard(folder, name, voice, *clips):
+    np.save(folder / f"{name}.npy", np.concatenate(clips))
+    items = [{"text": "?", "voice": voice, "samples": len(clip)} for clip in clips]
+    (folder / f"{name}.json").write_text(json.dumps(items))
+
+
 @pytest.fixture(scope="module")
 def speech(tmp_path_factory):
     folder = tmp_path_factory.mktemp("speech")
     samples = tones()
-    for name, part in (("a", samples[:100_000]), ("b", samples[100_000:])):
-        np.save(folder / f"{name}.npy", part)
-        (folder / f"{name}.json").write_text(json.dumps([{"samples": len(part)}]))
+    shard(folder, "a", "high", samples[:60_000], samples[60_000:100_000])
+    shard(folder, "b", "high", samples[100_000:])
     np.save(folder / "c.npy", samples)  # a shard without index: not finished, not read
     return read_speech(folder)
 
@@ -73,6 +79,12 @@ def test_speech_is_read_whole(speech, tmp_path):
         read_speech(tmp_path)
 
 
+def test_the_codec_hears_every_voice_equally_long(tmp_path):
+    shard(tmp_path, "a", "talkative", np.full(50, 1, np.int16), np.full(50, 2, np.int16))
+    shard(tmp_path, "b", "quiet", np.full(70, 3, np.int16))
+    assert read_speech(tmp_path).tolist() == 50 * [1] + 20 * [2] + 70 * [3]
+
+
 def test_resampling_keeps_a_tone_and_shifts_it_with_the_rate():
     tone = (8000 * np.sin(2 * np.pi * 1000 * np.arange(16_000) / 16_000)).astype(np.int16)
     rates = torch.tensor([1.0, 1.2])
@@ -83,7 +95,7 @@ def test_resampling_keeps_a_tone_and_shifts_it_with_the_rate():
 
 def test_losses_fall(out):
     rows = [row for row in curve(out) if row["phase"] == "learn"]
-    for name in ("reconstruction", "latent"):
+    for name in ("reconstruction", "latent", "probe"):
         values = [float(row[name]) for row in rows]
         assert np.mean(values[-4:]) < 0.75 * values[0], (name, values)
     assert {row["phase"] for row in curve(out)} == {"learn", "joint", "adversarial"}
@@ -112,7 +124,7 @@ def test_training_runs_the_model_transformers_runs(mimi, speech):
     books = torch.stack([layer.codebook.embed for layer in mimi.quantizer.semantic_residual_vector_quantizer.layers])
     wav = wav_of(speech, 24)[None]  # longer than the attention window of 16 frames
     with torch.no_grad():
-        quantised, codes = quantise(encode_latents(mimi, wav), books)
+        quantised, codes = quantise(encode_latents(mimi, wav)[0], books)
         assert torch.equal(codes, mimi.encode(wav[None], num_quantizers=8).audio_codes)
         torch.testing.assert_close(decode_latents(mimi, quantised), mimi.decode(codes).audio_values[:, 0], atol=1e-5, rtol=1e-4)
 
@@ -122,7 +134,7 @@ def test_codes_and_targets_never_look_ahead(mimi, speech):
     wav[1, 5 * FRAME_SAMPLES:] = wav_of(speech, 3, start=70_000)
     with torch.no_grad():
         codes = mimi.encode(wav[:, None], num_quantizers=8).audio_codes
-        latents = encode_latents(mimi, wav)  # so little trained that the codes themselves need not change with the audio
+        latents, _ = encode_latents(mimi, wav)  # so little trained that the codes themselves need not change with the audio
     assert torch.equal(codes[0, :, :5], codes[1, :, :5])
     torch.testing.assert_close(latents[0, :, :5], latents[1, :, :5])
     assert not torch.allclose(latents[0, :, 5], latents[1, :, 5], rtol=1e-2)
@@ -184,6 +196,14 @@ def test_in_the_encoder_phase_the_decoder_is_left_alone(speech):
     assert set(run.train_step(0.5)) == {"latent"}
     changed = {name.split(".")[0] for name, value in run.model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {"encoder", "quantizer"}  # of the quantizer, the projection into it
+
+
+def test_another_run_can_learn_the_same_codes(out, speech, tmp_path):
+    (tmp_path / "targets.pt").write_bytes((out / "targets.pt").read_bytes())
+    run = train(replace(TINY, seed=7), speech, tmp_path, steps=1, stop_after=1)
+    assert torch.equal(run.books, Analyser.load(out / "targets.pt").books)
+    with pytest.raises(ValueError, match="books"):
+        train_mimi.Run(replace(TINY, codes=8), speech, "cpu").use_targets(out / "targets.pt")
 
 
 def test_analysis_gives_the_codes_of_the_targets(out, speech, tmp_path):

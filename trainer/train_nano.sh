@@ -16,9 +16,9 @@ DEVICE=${DEVICE:-$($PYTHON -c 'import torch; print("cuda" if torch.cuda.is_avail
 CODEC_LENGTH=${CODEC_LENGTH:---minutes 52 --batch_size 4 --frames 16 --joint_at 0.45 --adversarial_at 1 --fit_frames 40000}
 LIMIT=${LIMIT:-9500}                      # pairs of the corpus that are spoken; all 13,715 take half as long again
 LLM_STEPS=${LLM_STEPS:-1000}
-STEPS=${STEPS:-2800}
+STEPS=${STEPS:-3800}
 BATCH=${BATCH:-32}
-RATE=${RATE:-1e-3}
+RATE=${RATE:-1.5e-3}
 DTYPE=${DTYPE:-bfloat16}                  # a CPU without bfloat16 instructions is faster with float32
 COMPILE=${COMPILE:-1}                     # halves the time of a step, on a CPU too
 WORKERS=${WORKERS:-$([ "$DEVICE" = cpu ] && echo 1 || echo 12)}
@@ -46,10 +46,10 @@ codec() {
     ship "$WORK/codec/mimi" "$PACK/mimi"
 }
 
-train() {
+train() {  # the Thinker has learnt its text; frozen, it keeps it, and a step costs a third less
     # shellcheck disable=SC2086
-    $PYTHON -m trainer.train_sft_omni --preset nano --tokenizer_dir "$PACK" --from_weight "$WORK/model/llm_256.pth" --data_path "$WORK/data/t2a_train.parquet" \
-        --save_dir "$WORK/model" --save_weight t2a --max_steps "$STEPS" --batch_size "$BATCH" --learning_rate "$RATE" --warmup_steps 100 \
+    $PYTHON -m trainer.train_sft_omni --preset nano --tokenizer_dir "$PACK" --from_weight "$WORK/model/llm_256.pth" \
+        --data_path "$WORK/data/t2a_train.parquet" --save_dir "$WORK/model" --save_weight t2a --freeze_backbone all --max_steps "$STEPS" --batch_size "$BATCH" --learning_rate "$RATE" --warmup_steps 100 \
         --max_seq_len 256 --device "$DEVICE" --dtype "$DTYPE" --use_compile "$COMPILE" --num_workers "$WORKERS" \
         --save_interval 500 --from_resume 1 $EXTRA
     finished "$WORK/model/t2a_256_resume.pth"  # stopped by SIGTERM it has saved, but is not to be used yet
