@@ -47,14 +47,15 @@ class Variants:
     question_mix: tuple[float, float, float, float] = (0.4, 0.2, 0.2, 0.2)
     image_before: float = 0.5  # the picture stands before the question, else behind it
     image_blank_line: float = 0.5  # ... with a blank line between, else one newline
-    scheduled_sampling: float = 0.05  # reply codes and reply text tokens replaced by random ones in the input
+    scheduled_sampling: float = 0.05  # reply codes replaced by random ones in the input
+    text_sampling: float = 0.05  # ... and reply text tokens
     augment: AugmentOptions | None = field(default_factory=AugmentOptions)  # of the spoken question
 
     @classmethod
     def fixed(cls, **changes) -> "Variants":
         """No random choice: latest turn, text then audio, picture behind, everything kept and clean; `changes` on top."""
         plain = cls(system=0, strip_think=1, random_cut=False, drop_ref=0, question_mix=(0, 0, 0, 1), image_before=0,
-                    image_blank_line=1, scheduled_sampling=0, augment=None)
+                    image_blank_line=1, scheduled_sampling=0, text_sampling=0, augment=None)
         return replace(plain, **changes)
 
 
@@ -206,7 +207,7 @@ class OmniDataset(torch.utils.data.Dataset):
         input_ids, text_labels, audio_labels = build_training_row(
             *ids, _codes_tensor(codes), None if drop < v.drop_ref else _codes_tensor(row.ref_codes), row.spk_emb is not None,
             self.max_length, config)
-        if v.scheduled_sampling:
+        if v.scheduled_sampling or v.text_sampling:
             input_ids = self._scheduled_sampling(input_ids, text_labels, audio_labels, rng)
         spk_emb = torch.zeros(config.spk_emb_size) if row.spk_emb is None else torch.tensor(row.spk_emb)
         return OmniSample(input_ids, text_labels, audio_labels, spk_emb, wav, num_pads, images, config)
@@ -267,7 +268,9 @@ class OmniDataset(torch.utils.data.Dataset):
         ids, labels = input_ids.numpy().copy(), torch.cat([audio_labels, text_labels[None]]).numpy()
         first = int(np.argmax(labels[-1] != IGNORE)) + 1  # labels at t are inputs at t + 1
         inputs, labels = ids[:, first:], labels[:, first - 1:-1]
-        chosen = (rng.random(inputs.shape) < self.variants.scheduled_sampling) & (labels != IGNORE)
+        share = np.full((NUM_STREAMS, 1), self.variants.scheduled_sampling)
+        share[-1] = self.variants.text_sampling
+        chosen = (rng.random(inputs.shape) < share) & (labels != IGNORE)
         chosen[:-1] &= inputs[:-1] < self.config.num_codes
         chosen[-1] &= self._plain_text[inputs[-1]] & (np.cumsum(inputs[-1] == self.config.eos_token_id) == 0)  # nor the "\n" behind
         inputs[:-1][chosen[:-1]] = rng.integers(self.config.num_codes, size=int(chosen[:-1].sum()))

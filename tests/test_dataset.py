@@ -225,7 +225,7 @@ def test_scheduled_sampling_touches_only_the_reply(dataset, tokenizer):
     row = t2a_row(conversations=chat("Hi <image>", "word " * 60), answer_audios=[codes(60)], question_audios=[wav_bytes(1)],
                   image_bytes=[png_bytes()])
     clean = dataset([row])[0]
-    data = dataset([row], Variants.fixed(scheduled_sampling=0.05))
+    data = dataset([row], Variants.fixed(scheduled_sampling=0.05, text_sampling=0.05))
     changed = torch.stack([data.sample(0, epoch).input_ids != clean.input_ids for epoch in range(60)])
     for epoch in range(60):
         sample = data.sample(0, epoch)

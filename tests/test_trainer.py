@@ -191,6 +191,12 @@ def test_training_from_a_language_model(world, tmp_path):
     assert main(command(world, save_dir=tmp_path, from_weight="llm")) == 2, "a user error is reported, not a traceback"
 
 
+def test_only_a_learning_thinker_reads_wrong_words(world):
+    """Random text tokens in the input are for the Thinker to recover from; codes are replaced either way."""
+    learning, frozen = (Trainer(parse_args(command(world, freeze_backbone=freeze)), CPU).data.rows.data.variants for freeze in ("none", "all"))
+    assert learning.text_sampling > 0 and frozen.text_sampling == 0 and frozen.scheduled_sampling == learning.scheduled_sampling > 0
+
+
 def test_steps_that_are_not_finite_are_skipped(world):
     trainer = Trainer(parse_args(command(world)), CPU)
     batch = next(iter(trainer.data.loader(0, 1)))

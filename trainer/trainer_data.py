@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from dataset.omni_dataset import OmniDataset, OmniSample, collate
+from dataset.omni_dataset import OmniDataset, OmniSample, Variants, collate
 from model.config import IGNORE, NUM_CODEBOOKS, NUM_STREAMS, OmniConfig
 from trainer.trainer_utils import BatchPlan, PlannedBatches, Processes
 
@@ -58,7 +58,9 @@ class TrainingData:
 
 def open_data(paths: list[str | Path], tokenizer, config: OmniConfig, args: argparse.Namespace, procs: Processes) -> TrainingData:
     """The training data of the command line's settings. FileNotFoundError or ValueError for unusable files."""
-    data = OmniDataset(paths, tokenizer, config, args.max_seq_len, seed=args.seed, audio_frames=audio_frames)
+    # Wrong text tokens teach the Thinker to recover; a frozen one would only hand the Talker words that are not the ones spoken.
+    variants = Variants(text_sampling=0.0) if args.freeze_backbone == "all" else Variants()
+    data = OmniDataset(paths, tokenizer, config, args.max_seq_len, variants, seed=args.seed, audio_frames=audio_frames)
     if len(data) == 0:
         raise ValueError(f"no rows in {', '.join(map(str, paths))}")
     plan = BatchPlan(len(data), args.batch_size, procs.world, args.seed, row_lengths(data.rows.files), data.shuffled)
