@@ -47,11 +47,12 @@ def resample_at(speech, starts, rates, samples, kernels):
     return torch.einsum("bst,bst->bs", windows[left.clamp(0, len(windows) - 1)].float() / 32768, kernels[phase % PHASES])
 
 
-def draw_crops(speech, batch_size, samples, generator, kernels):
-    """A batch of random crops with speaker variants (half of them sped up or down) and gain: (B, samples) float32 at 24 kHz."""
+def draw_crops(speech, batch_size, samples, generator, kernels, variants=0.5, gains=(0.4, 2.5)):
+    """A batch of random crops: (B, samples) float32 at 24 kHz. A share `variants` of them is sped up or down, which makes other
+    speakers; every one has a gain between `gains`."""
     def uniform(low, high):
         return low + (high - low) * torch.rand(batch_size, generator=generator, device=speech.device)
-    rates = torch.where(uniform(0, 1) < 0.5, uniform(0.85, 1.2), torch.ones((), device=speech.device))
+    rates = torch.where(uniform(0, 1) < variants, uniform(0.85, 1.2), torch.ones((), device=speech.device))
     starts = (uniform(0, 1).double() * (len(speech) - samples)).long()  # an input crop is shorter than its output: 1.2 * 2 / 3 < 1
-    gain = torch.exp(uniform(math.log(0.4), math.log(2.5)))
+    gain = torch.exp(uniform(*map(math.log, gains)))
     return (resample_at(speech, starts, rates, samples, kernels) * gain[:, None]).clamp(-1, 1)

@@ -64,6 +64,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--warmup_steps", type=int, default=0)
     add("--grad_clip", type=float, default=1.0)
     add("--max_seq_len", type=int, default=512)
+    add("--system_share", type=float, default=0.2, help="share of the conversations without a system prompt that get one; a small "
+        "tokenizer makes it longer than the question, and every batch is as long as its longest row")
     add("--device", default="cuda:0" if torch.cuda.is_available() else "cpu")
     add("--dtype", choices=sorted(DTYPES), help="autocast; weights stay fp32. Default: bfloat16 on CUDA, float32 on CPU")
     add("--use_compile", type=int, choices=(0, 1), default=0)

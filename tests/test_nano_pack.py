@@ -1,0 +1,82 @@
+"""The shipped nano pack: small, whole, and it talks. Its figures are evals.eval_nano's; here are bounds that a broken pack misses."""
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import MimiModel
+
+from engine.chat import Chat, find_weights, listen
+from engine.generate import GenerationParams
+from engine.voices import pick_voice
+from evals.asr import load_recogniser
+from evals.eval_nano import HELDOUT, ask, read_questions
+from evals.metrics import wer, words
+from model.checkpoint import load_weights
+from model.config import NUM_CODEBOOKS, SAMPLE_RATE, OmniConfig
+
+PACK = Path(__file__).resolve().parents[1] / "model" / "nano"
+MAX_MEGABYTES = 48
+
+
+@pytest.fixture(scope="module")
+def chat():
+    before = torch.get_num_threads()
+    chat = Chat.load(PACK, find_weights(PACK))
+    chat.use_few_threads()
+    yield chat
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def recogniser():
+    pytest.importorskip("pocketsphinx")
+    return load_recogniser()
+
+
+def params(chat, **changes):
+    return GenerationParams(newline_id=chat.newline_id, max_new_tokens=256, temperature=0.1, **changes)
+
+
+def test_it_is_small_and_its_parts_fit_each_other(chat):
+    size = sum(path.stat().st_size for path in PACK.rglob("*") if path.is_file()) / 1e6
+    assert size <= MAX_MEGABYTES, f"{size:.1f} MB"
+    assert chat.config.to_dict() == OmniConfig.preset("nano", think_end_ids=chat.config.think_end_ids).to_dict()
+    assert all(tensor.isfinite().all() for tensor in load_weights(find_weights(PACK)).values())
+    assert len(chat.voices) >= 3
+
+
+def test_the_codec_loads_as_a_transformers_model_and_keeps_speech(chat, recogniser):
+    mimi = MimiModel.from_pretrained(PACK / "mimi").eval()
+    item = read_questions(PACK / HELDOUT, 1, 0)[0]
+    spoken = ask(chat, recogniser, item, pick_voice(chat.voices, None), params(chat), seed=0)
+    assert spoken["audio_s"] > 0.5
+    answer = listen(lambda: chat.reply([{"role": "user", "content": item["question"]}], params(chat),
+                                       pick_voice(chat.voices, None), generator=torch.Generator().manual_seed(0)), params(chat))
+    with torch.no_grad():
+        codes = mimi.encode(torch.from_numpy(answer.wav)[None, None], num_quantizers=NUM_CODEBOOKS).audio_codes
+        again = mimi.decode(codes).audio_values[0, 0].numpy()
+    assert codes.unique().numel() > 100  # not one code over and over
+    heard = recogniser.transcribe(again, SAMPLE_RATE)
+    assert set(words(answer.text)) & set(words(heard)), (answer.text, heard)
+
+
+def test_held_out_questions_are_answered_aloud(chat, recogniser):
+    """Twelve questions whose sentences no training has seen: bounds far from the measured figures, but far from broken, too."""
+    items = read_questions(PACK / HELDOUT, 12, 0)
+    records = [ask(chat, recogniser, item, pick_voice(chat.voices, None), params(chat), seed=i) for i, item in enumerate(items)]
+    assert sum(r["exact"] for r in records) >= 7, [(r["reply"], r["answer"]) for r in records if not r["exact"]]
+    assert sum(r["ended"] for r in records) >= 11
+    assert wer([(r["reply"], r["heard"]) for r in records]) <= 0.6
+
+
+def test_every_voice_of_the_pack_speaks(chat):
+    for name in chat.voices:
+        answer = listen(lambda: chat.reply([{"role": "user", "content": "What color is the sky?"}], params(chat),
+                                           pick_voice(chat.voices, name), generator=torch.Generator().manual_seed(0)), params(chat))
+        assert answer.ended and "blue" in answer.text and 0.5 < answer.audio_s < 10, (name, answer.text, answer.audio_s)
+
+
+def test_the_held_out_questions_are_not_what_it_was_taught():
+    items = [json.loads(line) for line in (PACK / HELDOUT).read_text(encoding="utf-8").splitlines()]
+    assert len(items) >= 60 and len({item["answer"] for item in items}) > 0.9 * len(items)
