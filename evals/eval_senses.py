@@ -88,7 +88,7 @@ def pictures(examiner: Examiner, data: Path, n: int) -> list[dict]:
     for group, name in (("pictures", "i2t_heldout"), ("pictures, spoken question", "mix_heldout")):
         for i, row in enumerate(tqdm(read_rows(data / f"{name}.parquet", n), desc=group, mininterval=5)):
             question, answer = turns_of(row, "user")[-1].replace("<image>", "").strip(), turns_of(row, "assistant")[-1]
-            images = [Image.open(io.BytesIO(data)).convert("RGB") for data in row["image_bytes"]]
+            images = [Image.open(io.BytesIO(picture)).convert("RGB") for picture in row["image_bytes"]]
             wav = read_audio(row["question_audios"][-1], INPUT_RATE) if row["question_audios"] else None
             reply = examiner.ask([{"role": "user", "content": "" if wav is not None else question}], i, wav, images)
             records.append({"group": group, "kind": row["kind"], "asked": question, "answer": answer, "reply": reply,

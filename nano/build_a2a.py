@@ -123,7 +123,7 @@ def rows(talks, asked, recorded, codes, pool, seed):
         voice = rng.choice(sorted(set.intersection(*map(set, spoken))) or sorted(spoken[-1]))
         said = [turn.get(voice) for turn in spoken]  # an earlier reply may lack this voice: then it has no codes
         texts = {utterance.text for utterance, _ in filter(None, said)}
-        reference = rng.choice([entry for entry in pool[voice] if entry[0].text not in texts])
+        reference = rng.choice([entry for entry in pool[voice, 1.0] if entry[0].text not in texts])
         yield {"conversations": json.dumps(talk["messages"]), "question_audios": [recorded[utterance] for utterance in asked[i]],
                "image_bytes": [], "answer_audios": [[] if turn is None else frame_major(turn[1]) for turn in said],
                "ref_audios": frame_major(reference[1]), "spk_emb": reference[2], "kind": talk["kind"]}

@@ -1,9 +1,10 @@
 """The T2A parquet files: corpus -> flite speech -> codec codes -> one row per answer and voice.
 
 - `t2a_train.parquet` and `t2a_heldout.parquet` in the project's schema: conversations, answer_audios, ref_audios, spk_emb.
-- A row's voice prompt (`ref_audios`, `spk_emb`) is another sentence of the same speaker, 2-4 s long, out of a pool per voice.
+- A row's voice prompt (`ref_audios`, `spk_emb`) is another sentence of the same speaker, 2-4 s long, out of a pool per speaker.
+- `--strangers` adds speakers made from the three voices by pitch: with them the Talker learns to follow a voice it has not met.
 - Each step is resumable: speech and codes lie in shards named by their content (and the codec's), finished ones are not made again.
-- Also writes `voices.pt`, the built-in voices.
+- Also writes `voices.pt`, the built-in voices, and `voices_unseen.pt` beside it: voices that no row was spoken in.
 
     python -m nano.build_data --device cpu
 """
@@ -32,10 +33,12 @@ from nano.speech import RATE, TRAIN_VOICES, Utterance, read_shard, render, synth
 
 MAIN_VOICE = "rms"  # speaks every answer; of the three the recogniser understands it best
 REFERENCE_FRAMES = (25, 50)  # 2-4 s
-REFERENCE_POOL = 256  # utterances of a voice that serve as voice prompts
+REFERENCE_POOL = 256  # utterances of a voice that serve as voice prompts; a quarter as many of a stranger
 ROW_GROUP = 1024
 REFERENCE_TEXT = "My sister reads a good book in the garden, and my brother listens to music."
 SPEAKER_SIZE = 192
+STRANGERS = [(voice, pitch) for voice in TRAIN_VOICES for pitch in (0.84, 0.9, 1.1, 1.2)]  # further speakers of the training
+UNSEEN = {"kal16": ("kal16", 1.0), "slt-deep": ("slt", 0.87), "rms-high": ("rms", 1.15), "awb-high": ("awb", 1.06)}
 
 
 def mel_speaker(wav):
@@ -76,6 +79,17 @@ def voiced(items, others, rates, seed):
             rate, chance = rng.choice(rates), rng.random()
             if voice == MAIN_VOICE or chance < others:
                 utterances.append(Utterance(answer, voice, rate))
+    return utterances
+
+
+def estranged(items, share, seed):
+    """Utterances of a `share` (0-1) of the distinct answers, each by one of STRANGERS."""
+    utterances = []
+    for answer in dict.fromkeys(item["answer"] for item in items):
+        rng = random.Random(f"{seed} stranger {answer}")
+        if rng.random() < share:
+            voice, pitch = rng.choice(STRANGERS)
+            utterances.append(Utterance(answer, voice, pitch=pitch))
     return utterances
 
 
@@ -141,15 +155,21 @@ def codec_key(path):
 
 
 def reference_pool(codes, speaker, seed):
-    """{voice: [(Utterance, (8, T) codes, speaker vector)]}: REFERENCE_POOL utterances of 2-4 s per voice."""
+    """{(voice, pitch): [(Utterance, (8, T) codes, speaker vector)]}: up to REFERENCE_POOL utterances of 2-4 s per speaker."""
+    (low, high), fitting = REFERENCE_FRAMES, {}
+    for utterance, c in codes.items():
+        if low <= c.shape[1] <= high:
+            fitting.setdefault((utterance.voice, utterance.pitch), []).append(utterance)
+    for speaker_key in {(u.voice, u.pitch) for u in codes}:
+        if len(fitting.get(speaker_key, ())) < 2:
+            raise ValueError(f"fewer than two utterances of {speaker_key} are 2-4 s long: the corpus is too small for voice prompts")
     pool = {}
-    for voice in TRAIN_VOICES:
-        low, high = REFERENCE_FRAMES
-        fitting = sorted((u for u, c in codes.items() if u.voice == voice and low <= c.shape[1] <= high), key=lambda u: u.text)
-        if not fitting:
-            raise ValueError(f"no utterance of voice {voice} is 2-4 s long: the corpus is too small for voice prompts")
-        chosen = random.Random(f"{seed} {voice}").sample(fitting, min(REFERENCE_POOL, len(fitting)))
-        pool[voice] = [(u, codes[u], speaker_vector(speaker, u)) for u in tqdm(chosen, desc=f"voice prompts of {voice}", mininterval=5)]
+    for speaker_key, utterances in sorted(fitting.items()):
+        utterances.sort(key=lambda u: u.text)
+        count = REFERENCE_POOL // (1 if speaker_key[1] == 1.0 else 4)
+        chosen = random.Random(f"{seed} {speaker_key}").sample(utterances, min(count, len(utterances)))
+        chosen = tqdm(chosen, desc=f"voice prompts of {speaker_key[0]} {speaker_key[1]:g}", mininterval=5)
+        pool[speaker_key] = [(u, codes[u], speaker_vector(speaker, u)) for u in chosen]
     return pool
 
 
@@ -182,7 +202,7 @@ def write_parquet(items, codes, pool, path, seed):
         for start in range(0, len(rows), ROW_GROUP):
             columns = {name: [] for name in schema.names}
             for item, utterance in rows[start:start + ROW_GROUP]:
-                reference = rng.choice([entry for entry in pool[utterance.voice] if entry[0].text != utterance.text])
+                reference = rng.choice([entry for entry in pool[utterance.voice, utterance.pitch] if entry[0].text != utterance.text])
                 turns = [{"role": "user", "content": item["question"]}, {"role": "assistant", "content": item["answer"]}]
                 columns["conversations"].append(json.dumps(turns))
                 columns["answer_audios"].append([frame_major(codes[utterance])])
@@ -193,15 +213,15 @@ def write_parquet(items, codes, pool, path, seed):
     return len(rows), sum(codes[utterance].shape[1] for _, utterance in rows)
 
 
-def write_voices(codec_path, device, speaker, path):
-    """The built-in voices, the main one first (the chat starts with it): a clear sentence each; zero vectors without a speaker function."""
-    codec = load_codec(codec_path, device)
-    voices = {}
-    for voice in sorted(TRAIN_VOICES, key=lambda name: name != MAIN_VOICE):
-        codes = codec.encode(torch.from_numpy(to_codec(synthesise(REFERENCE_TEXT, voice)))[None])[0].cpu()
-        vector = speaker_vector(speaker, Utterance(REFERENCE_TEXT, voice)) if speaker else np.zeros(SPEAKER_SIZE, np.float32)
-        voices[voice] = {"ref_codes": codes.long(), "spk_emb": torch.from_numpy(vector)}
+def write_voices(speakers, codec_path, device, speaker, path):
+    """A voices file of {name: (voice, pitch)}: a clear sentence each; zero vectors without a speaker function."""
+    codec, voices = load_codec(codec_path, device), {}
+    for name, (voice, pitch) in speakers.items():
+        codes = codec.encode(torch.from_numpy(to_codec(synthesise(REFERENCE_TEXT, voice, pitch=pitch)))[None])[0].cpu()
+        vector = speaker_vector(speaker, Utterance(REFERENCE_TEXT, voice, pitch=pitch)) if speaker else np.zeros(SPEAKER_SIZE, np.float32)
+        voices[name] = {"ref_codes": codes.long(), "spk_emb": torch.from_numpy(vector)}
     save_atomic(voices, path)
+    print(f"voices {', '.join(voices)} -> {path}")
 
 
 def main():
@@ -212,6 +232,7 @@ def main():
     parser.add_argument("--out", default="out/nano/data")
     parser.add_argument("--voices", default="out/nano/pack/voices.pt")
     parser.add_argument("--others", type=float, default=0.25, help="share of the answers that each voice but the main one speaks, too")
+    parser.add_argument("--strangers", type=float, default=0.0, help="share of the answers that one of the made-up speakers says, too")
     parser.add_argument("--rates", type=float, nargs="+", default=[1.0], help="speaking rates to draw from")
     parser.add_argument("--speaker_encoder", default="mel", help="a CAM++ folder, 'mel' (spectral statistics) or 'none'")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -225,6 +246,7 @@ def main():
         codec_key(args.codec)  # fail before the long steps
     spoken = {name: voiced(items, args.others if name == "train" else 1.0, args.rates, args.seed) for name, items in parts.items()}
     indexes = {name: render(utterances, args.speech, args.workers) for name, utterances in spoken.items()}
+    indexes["train"] += render(estranged(parts["train"], args.strangers, args.seed), args.speech, args.workers)  # shards of their own
     if args.speech_only:
         return
     speaker = speaker_function(args.speaker_encoder, args.device)
@@ -234,8 +256,9 @@ def main():
         path = Path(args.out) / f"t2a_{name}.parquet"
         rows, frames = write_parquet(items, codes[name], pool, path, args.seed)
         print(f"{path}: {rows} rows, {frames * FRAME_SAMPLES / SAMPLE_RATE / 3600:.2f} h of speech")
-    write_voices(args.codec, args.device, speaker, args.voices)
-    print(f"voices {', '.join(TRAIN_VOICES)} -> {args.voices}")
+    built_in = {voice: (voice, 1.0) for voice in sorted(TRAIN_VOICES, key=lambda name: name != MAIN_VOICE)}  # the chat takes the first
+    write_voices(built_in, args.codec, args.device, speaker, args.voices)
+    write_voices(UNSEEN, args.codec, args.device, speaker, Path(args.voices).with_name("voices_unseen.pt"))
 
 
 if __name__ == "__main__":

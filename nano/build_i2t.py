@@ -117,7 +117,7 @@ def write_variants(items, codes, pool, asked, pictures, paths, seed):
         for i in rng.sample(range(len(chosen)), len(chosen)):
             item = chosen[i]
             utterance = rng.choice(by_text[item["answer"]])
-            reference = rng.choice([entry for entry in pool[utterance.voice] if entry[0].text != utterance.text])
+            reference = rng.choice([entry for entry in pool[utterance.voice, utterance.pitch] if entry[0].text != utterance.text])
             yield row(item, utterance, codes, reference, None if variant == "told" else pictures[item["picture"]],
                       asked[i] if variant == "mix" else None)
     for variant, path in paths.items():

@@ -47,9 +47,9 @@ def resample_at(speech, starts, rates, samples, kernels):
     return torch.einsum("bst,bst->bs", windows[left.clamp(0, len(windows) - 1)].float() / 32768, kernels[phase % PHASES])
 
 
-def draw_crops(speech, batch_size, samples, generator, kernels, variants=0.5, gains=(0.4, 2.5)):
+def draw_crops(speech, batch_size, samples, generator, kernels, variants=0.3, gains=(0.6, 1.8)):
     """A batch of random crops: (B, samples) float32 at 24 kHz. A share `variants` of them is sped up or down, which makes other
-    speakers; every one has a gain between `gains`."""
+    speakers; every one has a gain between `gains`. Rarer variants leave the books more codes for the voices as they are."""
     def uniform(low, high):
         return low + (high - low) * torch.rand(batch_size, generator=generator, device=speech.device)
     rates = torch.where(uniform(0, 1) < variants, uniform(0.85, 1.2), torch.ones((), device=speech.device))

@@ -204,9 +204,8 @@ class Run:
                                  fused=self.device.type == "cuda")
 
     def crops(self):
-        """A batch (B, S): strange voices and levels at first, later mostly the voices as they are."""
-        settled = {} if self.phase in ("start", "learn") else dict(variants=0.2, gains=(0.6, 2.2))
-        return draw_crops(self.speech, self.options.batch_size, self.options.frames * FRAME_SAMPLES, self.random, self.kernels, **settled)
+        """A batch (B, S) of random crops."""
+        return draw_crops(self.speech, self.options.batch_size, self.options.frames * FRAME_SAMPLES, self.random, self.kernels)
 
     @torch.no_grad()
     def fit(self):
