@@ -176,12 +176,17 @@ class Thinker(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rope = Rope(config)
 
-    def forward(self, x: Tensor, past: Past | None = None) -> tuple[Tensor, Tensor]:
-        """x (B, T, C) embeddings -> (final hidden after the norm, hidden leaving `bridge_layer`), both (B, T, C)."""
+    def forward(self, x: Tensor, past: Past | None = None, bridge_only: bool = False) -> tuple[Tensor | None, Tensor]:
+        """x (B, T, C) embeddings -> (final hidden after the norm, hidden leaving `bridge_layer`), both (B, T, C).
+
+        bridge_only: stop there; the final hidden is None.
+        """
         rope = self.rope(x.shape[1], past)
         bridge = x
         for i, layer in enumerate(self.layers):
             x = layer(x, rope, past, i)
             if i == self.bridge_layer:
                 bridge = x
+                if bridge_only:
+                    return None, bridge
         return self.norm(x), bridge

@@ -22,8 +22,11 @@ STOP_WEIGHT = 10.0  # a stop token is one frame in a hundred, and the one that m
 
 @dataclass
 class OmniOutput:
-    """logits (B, T, vocab), audio_logits (B, 8, T, audio_vocab), aux_loss scalar (0 in eval and for dense models)."""
-    logits: Tensor
+    """logits (B, T, vocab), audio_logits (B, 8, T, audio_vocab), aux_loss scalar (0 in eval and for dense models).
+
+    logits are None where only the speech was asked for.
+    """
+    logits: Tensor | None
     audio_logits: Tensor
     aux_loss: Tensor
 
@@ -139,7 +142,7 @@ class MiniMindOmni(nn.Module):
 
     def forward(self, input_ids: Tensor, audio_features: Tensor | None = None, audio_lens: Tensor | None = None,
                 image_features: Tensor | None = None, spk_emb: Tensor | None = None, cache: KVCache | None = None,
-                last_only: bool = False, positions: Tensor | None = None) -> OmniOutput:
+                last_only: bool = False, positions: Tensor | None = None, speech_only: bool = False) -> OmniOutput:
         """One forward over T new positions.
 
         input_ids: (B, 9, T) int64, or (B, T) text alone (no speech: the code rows are all pad).
@@ -149,20 +152,20 @@ class MiniMindOmni(nn.Module):
         cache: continue it; features are needed only in the forward that carries their pads.
         last_only: logits of the last position only (T becomes 1 in the output): all that generation needs.
         positions: (B, R) where logits are wanted (T becomes R): in training only the reply has targets, half of a row or less.
+        speech_only: no text logits, so the Thinker need not run beyond the bridge.
         Raises ValueError for a wrong shape.
         """
         codes, text = self._split(input_ids)
         x = self._embed(text, audio_features, audio_lens, image_features)
         past = Past(cache, text.shape[1]) if cache is not None else None
-        hidden, bridge = self.model(x, past)
+        hidden, bridge = self.model(x, past, bridge_only=speech_only)
         spoken = self.talker(codes, bridge, spk_emb, past, first_layer=len(self.model.layers))
         if cache is not None:
             cache.advance(text.shape[1])
         if last_only:
-            hidden, spoken = hidden[:, -1:], spoken[:, -1:]
-        if positions is not None:
-            hidden, spoken = (x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1])) for x in (hidden, spoken))
-        return OmniOutput(self.lm_head(hidden), self.talker.lm_head(spoken), self._aux_loss(hidden))
+            positions = torch.full((text.shape[0], 1), text.shape[1] - 1, device=text.device)
+        return OmniOutput(None if hidden is None else self.lm_head(_at(hidden, positions)), self.talker.lm_head(_at(spoken, positions)),
+                          self._aux_loss(spoken))
 
     def new_cache(self, batch: int, max_length: int) -> KVCache:
         """An empty cache for `batch` rows of at most `max_length` positions, on the model's device and in its dtype."""
@@ -201,6 +204,11 @@ class MiniMindOmni(nn.Module):
         return sum(block.mlp.aux_loss for block in (*self.model.layers, *self.talker.layers))
 
 
+def _at(x: Tensor, positions: Tensor | None) -> Tensor:
+    """x (B, T, C) at positions (B, R), everywhere for None."""
+    return x if positions is None else x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1]))
+
+
 def inject(x: Tensor, text: Tensor, pad_ids: list[int], vectors: Tensor, lens: Tensor | None = None) -> Tensor:
     """Put vectors (B, N, L, C) into x (B, T, C): the k-th run of pads in `text` (B, T) takes item k, as many as fit.
 
@@ -224,11 +232,14 @@ def inject(x: Tensor, text: Tensor, pad_ids: list[int], vectors: Tensor, lens: T
 def omni_loss(out: OmniOutput, text_labels: Tensor, audio_labels: Tensor, config: OmniConfig) -> OmniLosses:
     """text_labels (B, T) and audio_labels (B, 8, T), aligned with the logits, IGNORE where there is no target.
 
-    Text: mean cross-entropy over the labelled positions. Audio: mean over codebooks of
+    Text: mean cross-entropy over the labelled positions (0 without text logits). Audio: mean over codebooks of
     sum(w * CE) / labelled positions, w = 10 on stop tokens. A term without labels is 0 and keeps the graph.
     """
-    text = F.cross_entropy(out.logits.flatten(0, 1).float(), text_labels.flatten(), ignore_index=IGNORE, reduction="sum")
-    text = text / (text_labels != IGNORE).sum().clamp(min=1)
+    if out.logits is None:
+        text = out.audio_logits.new_zeros((), dtype=torch.float32)
+    else:
+        text = F.cross_entropy(out.logits.flatten(0, 1).float(), text_labels.flatten(), ignore_index=IGNORE, reduction="sum")
+        text = text / (text_labels != IGNORE).sum().clamp(min=1)
     audio = F.cross_entropy(out.audio_logits.flatten(0, 2).float(), audio_labels.flatten(), ignore_index=IGNORE, reduction="none")
     weight = torch.where(audio_labels == config.audio_stop_token, STOP_WEIGHT, 1.0)
     count = (audio_labels != IGNORE).sum((0, 2)).clamp(min=1)

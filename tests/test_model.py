@@ -114,6 +114,16 @@ def test_last_only_is_the_last_position():
     torch.testing.assert_close(last.audio_logits, whole.audio_logits[:, :, -1:])
 
 
+def test_speech_alone_is_the_same_speech():
+    """The Thinker stops at the bridge: no text logits, the same codes, and a text loss of 0."""
+    model, ids = tiny(), torch.randint(0, 60, (2, 9, 6), generator=torch.Generator().manual_seed(5))
+    alone, whole = model(ids, speech_only=True), model(ids)
+    assert alone.logits is None and torch.equal(alone.audio_logits, whole.audio_logits)
+    labels = torch.zeros(2, 6, dtype=torch.long)
+    spoken, both = (omni_loss(out, labels, labels[:, None].expand(-1, 8, -1), model.config) for out in (alone, whole))
+    assert spoken.text == 0 and spoken.audio == both.audio == spoken.total
+
+
 def test_inject_matches_the_obvious_loop():
     g = torch.Generator().manual_seed(5)
     for _ in range(50):

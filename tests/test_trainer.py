@@ -197,6 +197,22 @@ def test_only_a_learning_thinker_reads_wrong_words(world):
     assert learning.text_sampling > 0 and frozen.text_sampling == 0 and frozen.scheduled_sampling == learning.scheduled_sampling > 0
 
 
+def test_a_frozen_thinker_stops_at_the_bridge(world):
+    """Same gradients as with the text loss, which no trained parameter has a part in; with projected inputs it has one."""
+    args = command(world, freeze_backbone="all", system_share=0.0)
+    trainer = Trainer(parse_args(args), CPU)
+    batch = next(iter(trainer.data.loader(0, 1)))
+    inputs, labels = trainer._inputs(batch), (batch["text_labels"], batch["audio_labels"])
+    assert inputs["speech_only"]
+    gradients = []
+    for speech_only in (True, False):
+        trainer.net({**inputs, "speech_only": speech_only}, *labels)[0].backward()
+        gradients.append([p.grad.clone() for p in trainer.trained if p.grad is not None])
+        trainer.optimizer.zero_grad()
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True)) and len(gradients[0]) > 50
+    assert not Trainer(parse_args(command(world)), CPU)._inputs(batch)["speech_only"], "a learning Thinker needs its text loss"
+
+
 def test_steps_that_are_not_finite_are_skipped(world):
     trainer = Trainer(parse_args(command(world)), CPU)
     batch = next(iter(trainer.data.loader(0, 1)))

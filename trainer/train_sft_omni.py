@@ -226,7 +226,10 @@ class Trainer:
         if self.args.mode == "vision_proj" and images is None:
             images = torch.zeros(rows, 1, self.config.image_token_len, self.config.image_hidden_size, device=self.device)
         direct = {name: batch[name].to(self.device, non_blocking=True) for name in ("input_ids", "spk_emb", "positions")}
-        return dict(direct, audio_features=audio, audio_lens=lens, image_features=images)
+        # A frozen Thinker without projected inputs learns nothing from its words: half of it need not run (its text loss reads 0).
+        frozen = self.args.mode == "all" and self.args.freeze_backbone == "all" and not self.config.use_moe
+        return dict(direct, audio_features=audio, audio_lens=lens, image_features=images,
+                    speech_only=frozen and audio is None and images is None)
 
     def attention(self) -> contextlib.AbstractContextManager:
         """The attention kernel: PyTorch's choice, but the plain one in bfloat16 on a CPU, where the fused backward is 3 x slower."""

@@ -314,7 +314,7 @@ class Meter:
         for batch in fetched:
             self.rows += batch["num_rows"]
             self.tokens += batch["num_tokens"]
-            self.places += batch["text_labels"].numel()
+            self.places += batch["input_ids"][:, 0].numel()
         return fetched
 
     def figures(self, procs: Processes) -> dict:
