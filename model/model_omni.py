@@ -64,6 +64,12 @@ class CodeEmbedding(nn.Module):
 
     def forward(self, codes: Tensor) -> Tensor:
         """codes (B, 8, T) -> (B, T, C)."""
+        vocab = self.base.num_embeddings
+        if codes.shape[0] * codes.shape[2] > vocab:  # training: cheaper to send every code through its adapter once, and to look it up
+            table = torch.cat([self.base.weight + linear(gelu(own.weight)) for own, gelu, linear in self.adapters])
+            rows = codes + vocab * torch.arange(NUM_CODEBOOKS, device=codes.device)[:, None]
+            mean = F.embedding_bag(rows.transpose(1, 2).reshape(-1, NUM_CODEBOOKS), table, mode="mean")
+            return mean.view(codes.shape[0], codes.shape[2], -1)
         own = torch.stack([adapter(codes[:, i]) for i, adapter in enumerate(self.adapters)], dim=1)
         return (self.base(codes) + own).mean(dim=1)
 

@@ -63,7 +63,7 @@ class Options:
     match_weight: float = 0.5
     judge_width: int = 16  # channels of the discriminator
     latent_weight: float = 1.0  # of the encoder's regression
-    encoder_at: float = 1.0  # share at which the decoder is done and only the encoder goes on, at a third of a step's cost; 1 = never
+    encoder_at: float = 1.0  # share at which the decoder is done and the encoder goes on alone, at a third of the cost; 1 = never
     fit_frames: int = 60_000  # 80 minutes
     kmeans_rounds: int = 15
     seed: int = 0
@@ -260,7 +260,7 @@ class Run:
     def train_step(self, progress):
         """One batch; returns detached scalar losses by name, still on the device."""
         options = self.options
-        rate = options.lr * min(1.0, 0.02 + progress / 0.02) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+        rate = learning_rate(progress, options)
         for optimizer, factor in ((self.optimizer, 1.0), (self.judge_optimizer, 0.5)):
             for group in optimizer.param_groups:
                 group["lr"] = rate * factor
@@ -342,6 +342,13 @@ def phase_at(progress, options):
     if progress >= options.encoder_at:
         return "encoder"
     return "joint" if progress < options.adversarial_at else "adversarial"
+
+
+def learning_rate(progress, options):
+    """Warm-up and a cosine to a fiftieth; a second, lower cosine where the encoder goes on alone."""
+    alone = progress >= options.encoder_at
+    part = (progress - options.encoder_at) / (1 - options.encoder_at) if alone else progress / options.encoder_at
+    return options.lr * (0.7 if alone else min(1.0, 0.02 + progress / 0.02)) * (0.02 + 0.49 * (1 + math.cos(math.pi * part)))
 
 
 def train(options, speech, out, device="cpu", steps=None, minutes=None, log_interval=50, save_interval=2000, stop_after=None,

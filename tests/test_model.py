@@ -142,6 +142,22 @@ def test_inject_matches_the_obvious_loop():
         torch.testing.assert_close(inject(x, text, [16], vectors, lens), expected)
 
 
+def test_many_codes_are_embedded_as_few():
+    """Training looks codes up in a table of all of them; generation sends the few it has through the adapters."""
+    embedding = tiny().talker.embed_tokens
+    vocab = embedding.base.num_embeddings
+    codes = torch.randint(0, vocab, (2, 8, vocab), generator=torch.Generator().manual_seed(6))
+    few = torch.cat([embedding(codes[:, :, i:i + 50]) for i in range(0, vocab, 50)], dim=1)
+    torch.testing.assert_close(embedding(codes), few)
+    gradients = []
+    for out in (embedding(codes), few):
+        embedding.zero_grad()
+        out.square().sum().backward()
+        gradients.append([p.grad.clone() for p in embedding.parameters()])
+    for one, other in zip(*gradients):
+        torch.testing.assert_close(one, other)
+
+
 def test_speaker_vector_counts_only_at_its_token():
     model = tiny()
     ids = torch.randint(0, 60, (1, 9, 6), generator=torch.Generator().manual_seed(6))

@@ -12,11 +12,12 @@ WORK=${WORK:-out/nano}                    # everything that is not shipped
 PACK=${PACK:-$WORK/pack}                  # what is: --load_from for the chat
 SHIP=${SHIP:-0}
 DEVICE=${DEVICE:-$($PYTHON -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")')}
-# One core of a CPU for 52 minutes; on a GPU e.g. "--minutes 8" with the default sizes and the discriminator.
-CODEC_LENGTH=${CODEC_LENGTH:---minutes 52 --batch_size 4 --frames 16 --joint_at 0.45 --adversarial_at 1 --fit_frames 40000}
-LIMIT=${LIMIT:-9500}                      # pairs of the corpus that are spoken; all 13,715 take half as long again
-LLM_STEPS=${LLM_STEPS:-1000}
-STEPS=${STEPS:-3800}
+# One core of a CPU for 100 minutes, the last 30 of them for the encoder; on a GPU e.g. "--minutes 8" with the default sizes and phases.
+CODEC_LENGTH=${CODEC_LENGTH:---minutes 100 --joint_at 0.315 --encoder_at 0.7 --adversarial_at 1 --batch_size 4 --frames 16 \
+--fit_frames 50000 --threads 1 --use_compile 1}
+LIMIT=${LIMIT:-13715}                     # pairs of the corpus that are spoken: all
+LLM_STEPS=${LLM_STEPS:-1300}
+STEPS=${STEPS:-5000}
 BATCH=${BATCH:-32}
 RATE=${RATE:-1.5e-3}
 # a CPU without matrix tiles (AMX) multiplies half as fast in bfloat16 as in float32
@@ -50,9 +51,10 @@ codec() {
 train() {  # the Thinker has learnt its text; frozen, it keeps it, and a step costs a third less
     # shellcheck disable=SC2086
     $PYTHON -m trainer.train_sft_omni --preset nano --tokenizer_dir "$PACK" --from_weight "$WORK/model/llm_256.pth" \
-        --data_path "$WORK/data/t2a_train.parquet" --save_dir "$WORK/model" --save_weight t2a --freeze_backbone all --max_steps "$STEPS" --batch_size "$BATCH" --learning_rate "$RATE" --warmup_steps 100 \
-        --max_seq_len 256 --device "$DEVICE" --dtype "$DTYPE" --use_compile "$COMPILE" --num_workers "$WORKERS" \
-        --save_interval 500 --from_resume 1 $EXTRA
+        --data_path "$WORK/data/t2a_train.parquet" --save_dir "$WORK/model" --save_weight t2a --freeze_backbone all \
+        --max_steps "$STEPS" --batch_size "$BATCH" --learning_rate "$RATE" --warmup_steps 100 \
+        --max_seq_len 256 --system_share 0 --device "$DEVICE" --dtype "$DTYPE" --use_compile "$COMPILE" --num_workers "$WORKERS" \
+        --save_interval 250 --from_resume 1 $EXTRA
     finished "$WORK/model/t2a_256_resume.pth"  # stopped by SIGTERM it has saved, but is not to be used yet
     ship "$WORK/model/t2a_256.json" "$PACK/sft_omni_256.json"
     ship "$WORK/model/t2a_256.pth" "$PACK/sft_omni_256.pth"

@@ -6,6 +6,7 @@
 """
 import argparse
 import logging
+import signal
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -52,8 +53,13 @@ class TrainingData:
         return DataLoader(
             self.rows, batch_sampler=PlannedBatches(self.plan, self.rank, start, stop), num_workers=self.num_workers,
             collate_fn=partial(collate_padded, config=self.rows.data.config, multiple=CUDA_PAD_MULTIPLE if self.cuda else 1),
-            pin_memory=self.cuda, prefetch_factor=4 if self.num_workers else None,
+            pin_memory=self.cuda, prefetch_factor=4 if self.num_workers else None, worker_init_fn=ignore_sigterm,
             generator=torch.Generator().manual_seed(self.seed))  # its own: the loader must not advance the global random state
+
+
+def ignore_sigterm(worker: int) -> None:
+    """A scheduler sends SIGTERM to the whole process group: the workers stay until the trainer has saved, and end with it."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def open_data(paths: list[str | Path], tokenizer, config: OmniConfig, args: argparse.Namespace, procs: Processes) -> TrainingData:
