@@ -142,10 +142,10 @@ def test_random_states_survive_a_checkpoint(tmp_path):
     assert draw() == first
 
 
-@pytest.mark.parametrize("moe,stop_after", [(0, 3), (1, 2)])
-def test_resume_is_exact(world, tmp_path, moe, stop_after):
+@pytest.mark.parametrize("moe,stop_after,optimizer", [(0, 3, "adamw"), (1, 2, "adamw"), (0, 3, "muon")])
+def test_resume_is_exact(world, tmp_path, moe, stop_after, optimizer):
     """Stopped by SIGTERM in mid-epoch and in mid-window, then continued: the same losses and weights, bit for bit."""
-    flags = dict(use_moe=moe, epochs=2, accumulation_steps=2, log_interval=2)
+    flags = dict(use_moe=moe, epochs=2, accumulation_steps=2, log_interval=2, optimizer=optimizer)
     name = "sft_omni_64_moe" if moe else "sft_omni_64"
     assert main(command(world, save_dir=tmp_path / "whole", **flags)) == 0
     argv = command(world, save_dir=tmp_path / "parts", from_resume=1, **flags)

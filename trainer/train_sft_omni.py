@@ -61,6 +61,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--batch_size", type=int, default=32, help="rows per process")
     add("--accumulation_steps", type=int, default=1)
     add("--learning_rate", type=float, default=5e-4)
+    add("--optimizer", choices=("adamw", "muon"), default="adamw",
+        help="muon: orthogonalised momentum for the blocks' matrices, AdamW for the rest; fewer steps to the same loss")
     add("--warmup_steps", type=int, default=0)
     add("--grad_clip", type=float, default=1.0)
     add("--max_seq_len", type=int, default=512)
@@ -145,6 +147,18 @@ def shareable(args: argparse.Namespace) -> dict:
     return {**{k: v for k, v in vars(args).items() if k not in folders}, "data_path": [Path(p).name for p in args.data_path]}
 
 
+def make_optimizers(model: MiniMindOmni, name: str, rate: float) -> tuple[torch.optim.AdamW, torch.optim.Muon | None]:
+    """AdamW for all that is trained; with "muon" the matrices of the blocks have Muon (Jordan et al. 2024; scaled to AdamW's step size
+    as in Liu et al. 2025, so that one learning rate serves both)."""
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    matrices = {n: p for n, p in trained.items() if name == "muon" and p.ndim == 2 and ".layers." in n}
+    # fused: one kernel a step, and it can skip a step by a flag that lives on the device
+    adamw = torch.optim.AdamW([p for n, p in trained.items() if n not in matrices], lr=rate, fused=True)
+    if not matrices:
+        return adamw, None
+    return adamw, torch.optim.Muon(list(matrices.values()), lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+
+
 class LossModel(nn.Module):
     """Model and loss as one module: DDP and torch.compile wrap all device work, and no logits leave it."""
 
@@ -178,8 +192,7 @@ class Trainer:
         self.model.to(self.device).train()
         set_trainable(self.model, args.mode, args.freeze_backbone)
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
-        # fused: one kernel a step, and it can skip a step by a flag that lives on the device
-        self.optimizer = torch.optim.AdamW(self.trained, lr=args.learning_rate, fused=True)
+        self.optimizer, self.muon = make_optimizers(self.model, args.optimizer, args.learning_rate)
         self.dtype = DTYPES[args.dtype or ("bfloat16" if self.device.type == "cuda" else "float32")]
         half = self.dtype == torch.float16
         # Only fp16 needs scaling; at a scale of 1 the scaler still is torch's way to skip non-finite steps without a sync.
@@ -197,6 +210,10 @@ class Trainer:
         seed_everything(args.seed + procs.rank)  # dropout differs between ranks
         if self.resuming:
             self.load()
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        return [self.optimizer] if self.muon is None else [self.optimizer, self.muon]
 
     def _wrap(self) -> nn.Module:
         net = LossModel(self.model)
@@ -239,8 +256,9 @@ class Trainer:
     def train_step(self, micro_batches: list[dict]) -> None:
         """One optimizer step over the accumulated batches. Reads nothing back from the device."""
         rate = lr_at(self.step, self.total_steps, self.args.learning_rate, self.args.warmup_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
         sums = torch.zeros(len(LOSSES), device=self.device)
         for i, batch in enumerate(micro_batches):
             last = i == len(micro_batches) - 1
@@ -252,11 +270,13 @@ class Trainer:
                     loss, parts = self.net(inputs, *labels)
                 self.scaler.scale(loss / len(micro_batches)).backward()
             sums += parts / len(micro_batches)
-        self.scaler.unscale_(self.optimizer)
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(self.trained, self.args.grad_clip)
-        self.scaler.step(self.optimizer)
+        for optimizer in self.optimizers:
+            self.scaler.step(optimizer)
+            optimizer.zero_grad(set_to_none=True)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
         good = norm.isfinite()  # the same on every rank: gradients are already averaged
         figures = torch.cat([sums, norm[None]]).where(good, 0)
         self.window += torch.cat([figures, torch.stack([good, ~good]).float()])
@@ -326,7 +346,8 @@ class Trainer:
         position = {"step": self.step, "epoch": self.batches / self.data.plan.batches_per_epoch}
         save_atomic({**position, "total_steps": self.total_steps, "batches": self.batches, "plan": self.data.plan.state(),
                      "skipped_steps": self.skipped_steps,
-                     "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
+                     "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+                     "muon": self.muon and self.muon.state_dict(), "scaler": self.scaler.state_dict(),
                      "ranks": ranks, "args": vars(self.args), "config": self.config.to_dict()}, self.resume_file)
         save_model(self.model, self.weights, {**position, "args": shareable(self.args)})
 
@@ -336,7 +357,7 @@ class Trainer:
         Raises ValueError when the checkpoint is of another model or another stage.
         """
         state = load_weights(self.resume_file)
-        config, stage = self.config.to_dict(), ("mode", "freeze_backbone")
+        config, stage = self.config.to_dict(), ("mode", "freeze_backbone", "optimizer")
         differing = [f"{k}: {v!r} there, {config.get(k)!r} here" for k, v in state["config"].items() if config.get(k) != v]
         differing += [f"{k}: {state['args'][k]!r} there, {getattr(self.args, k)!r} here" for k in stage
                       if state["args"][k] != getattr(self.args, k)]
@@ -345,6 +366,8 @@ class Trainer:
                              "or --from_resume 0")
         load_strict(self.model, state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.muon is not None:
+            self.muon.load_state_dict(state["muon"])
         self.scaler.load_state_dict(state["scaler"])
         self.step, self.batches, self.skipped_steps = state["step"], state["batches"], state["skipped_steps"]
         plan = self.data.plan.state()
