@@ -7,7 +7,7 @@
   conversation's cache may be valid for the one further than for the other (see reuse.py).
 - Norms, rotary angles, residuals and logits are float32 in every precision.
 """
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -26,17 +26,18 @@ class Place:
 
     rows (B',) their numbers, and the same as an index (a slice reads views, a tensor copies); positions (B', T);
     end: positions from here on are not read: at least 1 + the largest position.
+    mask (B', 1, T, end): 0 where a query may look, -inf elsewhere.
     """
     cache: KVCache
     rows: Tensor
     index: slice | Tensor
     positions: Tensor
     end: int
+    mask: Tensor = field(init=False)
 
-    def mask(self, dtype: torch.dtype) -> Tensor:
-        """(B', 1, T, end): 0 where a query may look, -inf elsewhere."""
-        visible = torch.arange(self.end, device=self.positions.device) <= self.positions[..., None]
-        return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, -torch.inf)[:, None]
+    def __post_init__(self):
+        hidden = torch.arange(self.end, device=self.positions.device) > self.positions[..., None]
+        self.mask = torch.zeros_like(hidden, dtype=self.cache.k[0].dtype).masked_fill_(hidden, -torch.inf)[:, None]
 
 
 class Block(nn.Module):
@@ -55,8 +56,8 @@ class Block(nn.Module):
         self.register_buffer("norm2", block.post_attention_layernorm.weight.float().clone())
         self.mlp = Experts(block.mlp, precision) if isinstance(block.mlp, minimind.MoE) else MLP(block.mlp, precision)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor, place: Place, layer: int) -> Tensor:
-        """x (B, T, C) float32 -> the same; rope cos, sin (B, T, 1, D); mask (B, 1, T, end)."""
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], place: Place, layer: int) -> Tensor:
+        """x (B, T, C) float32 -> the same; rope cos, sin (B, T, 1, D)."""
         B, T, _ = x.shape
         qkv = self.qkv(_norm(x, self.norm1, self.eps)).view(B, T, -1, self.head_dim)
         qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=2)
@@ -67,7 +68,8 @@ class Block(nn.Module):
         keys, values = place.cache.read(layer, place.index, place.end)
         # the query heads of one key head become further queries of it: (B, kv, group * T, D)
         q = q.view(B, T, self.kv_heads, -1, self.head_dim).permute(0, 2, 3, 1, 4).flatten(2, 3)
-        seen = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask if T == 1 else mask.repeat(1, 1, q.shape[2] // T, 1))
+        mask = place.mask if T == 1 else place.mask.repeat(1, 1, q.shape[2] // T, 1)
+        seen = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
         seen = seen.view(B, self.kv_heads, -1, T, self.head_dim).permute(0, 3, 1, 2, 4).reshape(B, T, -1)
         x = x + self.out(seen)
         return x + self.mlp(_norm(x, self.norm2, self.eps))
@@ -142,6 +144,7 @@ class Network(nn.Module):
             cos, sin = rope.cos[:positions].float(), rope.sin[:positions].float()
             self.register_buffer(f"{name}_cos", torch.cat((cos, cos), -1)[:, None].clone())  # (positions, 1, D)
             self.register_buffer(f"{name}_sin", torch.cat((-sin, sin), -1)[:, None].clone())
+        self.register_buffer("think_end", torch.tensor(config.think_end_ids, device=model.lm_head.weight.device))
         self._fold_talker_inputs(talker)
         self._stack_code_heads(talker)
 
@@ -197,9 +200,9 @@ class Network(nn.Module):
     def think(self, x: Tensor, place: Place) -> tuple[Tensor, Tensor]:
         """x (B, T, C) float32 -> (hidden after the last layer, what the Talker reads of it), both (B, T, .) float32."""
         rope = self.thinker_cos[place.positions], self.thinker_sin[place.positions]
-        mask, bridge = place.mask(self.precision.activations), x
+        bridge = x
         for i, block in enumerate(self.thinker):
-            x = block(x, rope, mask, place, i)
+            x = block(x, rope, place, i)
             if i == self.bridge_layer:
                 bridge = x
         return x, self.embed_proj(self.bridge_in(bridge))
@@ -211,9 +214,8 @@ class Network(nn.Module):
         x = torch.where(at_speaker[..., None], speaker[:, None], x) + self.code_bias
         x = bridge + self.codec_proj(x)
         rope = self.talker_cos[place.positions], self.talker_sin[place.positions]
-        mask = place.mask(self.precision.activations)
         for i, block in enumerate(self.talker):
-            x = block(x, rope, mask, place, len(self.thinker) + i)
+            x = block(x, rope, place, len(self.thinker) + i)
         return x
 
     def text_logits(self, hidden: Tensor) -> Tensor:
@@ -228,9 +230,10 @@ class Network(nn.Module):
         return (base.float() + own.float()).transpose(0, 1)
 
     def new_cache(self, rows: int, max_length: int) -> KVCache:
-        """An empty cache for this network's layers."""
+        """An empty cache for this network's layers; `extra` is for what the Talker reads of the Thinker (see `think`)."""
         shapes = [(block.kv_heads, block.head_dim) for block in (*self.thinker, *self.talker)]
-        return KVCache(shapes, rows, max_length, self.embedding.device, self.precision.activations)
+        return KVCache(shapes, rows, max_length, self.embedding.device, self.precision.activations,
+                       extra_width=self.config.talker_hidden_size)
 
 
 def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -5,6 +5,7 @@
 - Two ways in: a whole-batch forward uses `positions`/`mask`/`update`/`advance`; an engine addresses any rows with `write`/`read`.
 - A row can be saved, loaded, moved and cleared alone: conversations come and go while the others speak.
 - Layers may differ in heads and width: one cache serves the Thinker's layers followed by the Talker's.
+- Beside them a row may keep one vector per position (`extra`), for what else a later forward needs to know of the past.
 - It does not know what a token is.
 """
 from dataclasses import dataclass
@@ -15,31 +16,35 @@ from torch import Tensor
 
 @dataclass
 class SavedRow:
-    """The first positions of one row, copied out: per layer keys and values (heads, length, D)."""
+    """The first positions of one row, copied out: per layer keys and values (heads, length, D), and extra (length, W)."""
     k: list[Tensor]
     v: list[Tensor]
+    extra: Tensor
 
     @property
     def num_bytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in (*self.k, *self.v))
+        return sum(t.numel() * t.element_size() for t in (*self.k, *self.v, self.extra))
 
 
 class KVCache:
     """Keys and values of every layer: lists of (B, kv_heads, max_length, head_dim).
 
-    layer_shapes: (kv_heads, head_dim) of each layer. All tensors live on `device` in `dtype`.
+    layer_shapes: (kv_heads, head_dim) of each layer. All tensors live on `device` in `dtype`; `extra` is float32 (B, max_length,
+    extra_width).
     """
 
-    def __init__(self, layer_shapes: list[tuple[int, int]], batch: int, max_length: int, device="cpu", dtype=torch.float32):
+    def __init__(self, layer_shapes: list[tuple[int, int]], batch: int, max_length: int, device="cpu", dtype=torch.float32,
+                 extra_width: int = 0):
         self.k = [torch.zeros(batch, heads, max_length, dim, device=device, dtype=dtype) for heads, dim in layer_shapes]
         self.v = [torch.zeros_like(k) for k in self.k]
+        self.extra = torch.zeros(batch, max_length, extra_width, device=device)
         self.pos = torch.zeros(batch, dtype=torch.long, device=device)
         self.max_length = max_length
         self.used = 0  # upper bound of pos over the rows, kept on the host so that slicing needs no device sync
 
     @property
     def num_bytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in (*self.k, *self.v))
+        return sum(t.numel() * t.element_size() for t in (*self.k, *self.v, self.extra))
 
     # ---- a forward of all rows
 
@@ -84,18 +89,21 @@ class KVCache:
 
     def save_row(self, row: int, length: int) -> SavedRow:
         """A copy of the first `length` positions of `row`."""
-        return SavedRow([k[row, :, :length].clone() for k in self.k], [v[row, :, :length].clone() for v in self.v])
+        return SavedRow([k[row, :, :length].clone() for k in self.k], [v[row, :, :length].clone() for v in self.v],
+                        self.extra[row, :length].clone())
 
     def load_row(self, row: int, saved: SavedRow, length: int) -> None:
         """Put the first `length` saved positions into `row`; its `pos` is left to the caller."""
         for own, other in ((self.k, saved.k), (self.v, saved.v)):
             for target, source in zip(own, other):
                 target[row, :, :length] = source[:, :length]
+        self.extra[row, :length] = saved.extra[:length]
 
     def move_row(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` positions and `pos` of row `source` to row `target`."""
         for layer in (*self.k, *self.v):
             layer[target, :, :length] = layer[source, :, :length]
+        self.extra[target, :length] = self.extra[source, :length]
         self.pos[target] = self.pos[source]
 
     def clear_row(self, row: int, length: int) -> None:
