@@ -22,7 +22,7 @@ import torch
 from engine.detokenize import Detokenizer
 from engine.network import Network, Place
 from engine.precision import choose
-from engine.reuse import Conversation, ConversationStore, first_true, reusable
+from engine.reuse import Conversation, ConversationStore, reusable
 from engine.rows import Rows, read_report, read_wav
 from engine.sampling import draw_uniforms
 from engine.session import EngineFull, Finish, Frame, Reason, Request, Session
@@ -185,8 +185,7 @@ class Engine:
             fed = session.fed()
             thought, talked = (fed.shape[1],) * 2 if session.speaking else (session.num_thought, session.num_talked)
             self.store.put(request.conversation, Conversation(
-                fed, self.cache.save_row(session.row, thought), thought, talked,
-                first_true(request.feature_pads(self.config)), request.spk_emb))
+                fed, self.cache.save_row(session.row, thought), thought, talked, request.features_from(self.config), request.spk_emb))
         self.cache.clear_row(session.row, session.used)
 
     def _continue_conversation(self, session: Session) -> None:
@@ -195,7 +194,7 @@ class Engine:
         old = None if request.conversation is None else self.store.take(request.conversation)
         if old is None:
             return
-        session.num_thought, session.num_talked = reusable(old, session.prompt, first_true(request.feature_pads(self.config)),
+        session.num_thought, session.num_talked = reusable(old, session.prompt, request.features_from(self.config),
                                                            request.spk_emb, self.config)
         self.cache.load_row(session.row, old.saved, session.num_thought)
 

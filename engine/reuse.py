@@ -30,7 +30,7 @@ class Conversation:
     saved: SavedRow
     num_thought: int
     num_talked: int
-    features_from: int  # first position at which a feature stood
+    features_from: int  # first position at which a feature stood (sys.maxsize: none did)
     spk_emb: Tensor | None
 
 
@@ -60,7 +60,7 @@ class ConversationStore:
 def reusable(old: Conversation, prompt: Tensor, features_from: int, spk_emb: Tensor | None, config: OmniConfig) -> tuple[int, int]:
     """Positions of prompt (9, P) that the Thinker and the Talker need not read again; less than P: its last column is always fed.
 
-    features_from: the first position of the new prompt at which a feature stands (P when there is none).
+    features_from: as in Conversation, of the new prompt.
     """
     last = prompt.shape[1] - 1
     thought = min(common_prefix(old.columns[-1:], prompt[-1:]), old.num_thought, old.features_from, features_from, last)

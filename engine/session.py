@@ -1,4 +1,5 @@
 """What goes into the engine and comes out of it: requests, frames, how a session finished, and the host's view of one session."""
+import sys
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -98,6 +99,11 @@ class Request:
         ids = [*(config.audio_ids if self.audio_features is not None else []),
                *(config.image_ids if self.image_features is not None else [])]
         return torch.isin(self.prompt_ids[-1].cpu(), torch.tensor(ids, dtype=torch.long))
+
+    def features_from(self, config: OmniConfig) -> int:
+        """The first position that features stand at; beyond any position when there are none."""
+        found = self.feature_pads(config).nonzero()
+        return int(found[0]) if len(found) else sys.maxsize
 
 
 @dataclass

@@ -71,6 +71,12 @@ def drain(engine, frames=None) -> dict:
     return frames
 
 
+def reply_of(engine, request) -> list:
+    """The frames of one request, run until the engine is idle."""
+    slot = engine.admit(request)
+    return drain(engine)[slot]
+
+
 def heard(frames):
     return [(f.token, f.codes) for f in frames]
 
@@ -168,3 +174,98 @@ def test_a_long_prompt_waits_for_those_who_speak(model):
         frames = engine.step()
         assert first in [f.slot for f in frames], "no step without a frame for the one who speaks"
         assert ((second in [f.slot for f in frames]) == (step >= 9)) and max(read) <= 4
+
+
+# ---- conversations
+
+def next_turn(request: Request, frames, model, seed: int, **changes) -> Request:
+    """The prompt a template writes after a reply: all that was said, the reply as it was fed, new words; the voice at the end."""
+    g = torch.Generator().manual_seed(seed)
+    said = [f.token for f in frames if f.token is not None] + [NEWLINE]
+    text = torch.cat([request.prompt_ids[-1], torch.tensor(said), torch.randint(18, 40, (9,), generator=g)])
+    request = replace(request, **changes)
+    prompt = build_prompt(text, torch.randint(0, 64, (8, 5), generator=g), request.spk_emb is not None, model.config)
+    return replace(request, prompt_ids=prompt)
+
+
+def reply_to(engine, request):
+    """(frames of its reply, prompt positions that the Thinker and the Talker had to read for it)."""
+    slot = engine.admit(request)
+    session = engine.sessions[slot]
+    read = session.prompt_length - 1 - session.num_thought, session.prompt_length - 1 - session.num_talked
+    return drain(engine)[slot], read
+
+
+def test_a_conversation_is_read_on_from_where_it_was(model):
+    engine = Engine(model, slots=2, prefill_chunk=3)
+    request = random_request(model, 4, replace(GREEDY, max_new_tokens=14), length=20, conversation="a")
+    for turn in range(4):
+        frames, (thought, talked) = reply_to(engine, request)
+        assert heard(frames) == expected(model, request), turn
+        if turn:
+            # new to the Thinker: the cap's last token (sampled, never fed), the newline, 9 words; less the column the first step feeds
+            assert thought == 1 + 1 + 9 - 1
+            assert talked == request.prompt_ids.shape[1] - 1 - silent
+        # the voice prompt moves with every turn: up to where it began, the Talker has read the same
+        silent = int((request.prompt_ids[0] != model.config.audio_pad_token).nonzero()[0])
+        request = next_turn(request, frames, model, turn)
+    forgotten = Engine(model, slots=2)
+    assert heard(reply_to(forgotten, request)[0]) == heard(reply_to(engine, request)[0])
+
+
+@pytest.mark.parametrize("change", ["words", "speaker", "voice", "features", "shorter", "nothing"])
+def test_what_changed_is_read_again(model, change):
+    engine = Engine(model, slots=2)
+    g = torch.Generator().manual_seed(1)
+    features = dict(audio_features=torch.randn(1, 4, 16, generator=g), audio_lens=torch.tensor([4]))
+    first = random_request(model, 4, replace(GREEDY, max_new_tokens=14), length=24, conversation="a")
+    if change == "features":
+        first.prompt_ids[-1, 6:10] = 16
+        first = replace(first, **features)
+    request = next_turn(first, reply_to(engine, first)[0], model, 1)
+    reply_to(engine, request)
+    ids = request.prompt_ids.clone()
+    if change == "words":
+        ids[-1, 11] = 39 - ids[-1, 11] + 18
+    if change == "voice":
+        ids[3, -2] = (ids[3, -2] + 1) % 64
+    if change == "shorter":
+        ids = ids[:, :15].clone()
+        ids[:8] = model.config.audio_pad_token
+    changed = {"speaker": dict(spk_emb=torch.randn(192, generator=g)),
+               "features": dict(audio_features=torch.randn(1, 4, 16, generator=g))}.get(change, {})
+    request = replace(request, prompt_ids=ids, **changed)
+    frames, (thought, talked) = reply_to(engine, request)
+    P = ids.shape[1]
+    assert heard(frames) == expected(model, request)
+    assert (thought, talked) == {"words": (P - 12, P - 12), "voice": (0, 1), "speaker": (0, 5), "features": (P - 7, P - 7),
+                                 "shorter": (0, 0), "nothing": (0, 0)}[change]
+
+
+def test_conversations_are_kept_within_their_room(model):
+    engine = Engine(model, slots=2, reuse_bytes=30_000)
+    for key in "abca":
+        reply_to(engine, random_request(model, 4, replace(GREEDY, max_new_tokens=4), length=20, conversation=key))
+        assert engine.store.num_bytes <= 30_000
+        assert engine.store.num_bytes == sum(c.saved.num_bytes for c in engine.store.kept.values())
+    assert list(engine.store.kept) == ["c", "a"]
+    engine.forget("c")
+    assert list(engine.store.kept) == ["a"]
+    tiny_store = Engine(model, slots=2, reuse_bytes=10)
+    reply_to(tiny_store, random_request(model, 4, length=20, conversation="a"))
+    assert not tiny_store.store.kept and tiny_store.store.num_bytes == 0
+
+
+def test_a_cancelled_turn_leaves_the_conversation(model):
+    engine = Engine(model, slots=2, prefill_chunk=3)
+    other = engine.admit(random_request(model, 1, replace(GREEDY, max_new_tokens=32)))
+    engine.step()
+    request = random_request(model, 4, GREEDY, length=20, conversation="a")
+    for steps in (0, 2, 9):  # before prefill, in the middle of it, while it speaks
+        slot = engine.admit(request)
+        for _ in range(steps):
+            engine.step()
+        assert engine.cancel(slot).reason is Reason.CANCELLED
+    slot = engine.admit(request)
+    assert engine.sessions[slot].to_read == 0
+    assert heard(drain(engine)[slot]) == expected(model, request) and not engine.cancel(other)
