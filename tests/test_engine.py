@@ -269,3 +269,40 @@ def test_a_cancelled_turn_leaves_the_conversation(model):
     slot = engine.admit(request)
     assert engine.sessions[slot].to_read == 0
     assert heard(drain(engine)[slot]) == expected(model, request) and not engine.cancel(other)
+
+
+# ---- other ways to run a step
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_compiled_step_says_the_same(model, mimi):
+    requests = [random_request(model, seed, params) for seed, params in ((1, GREEDY), (2, PARAMS))]
+    engine = Engine(model, mimi, slots=2, mode="compile")
+    slots = [engine.admit(replace(r, generator=torch.Generator().manual_seed(seed))) for seed, r in enumerate(requests, 1)]
+    frames = drain(engine)
+    for slot, request in zip(slots, requests):
+        assert heard(frames[slot]) == expected(model, request)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("mode", ["eager", "graph", "compile"])
+def test_sessions_on_a_gpu(model, mode):
+    """Staggered joins and leaves; sampled ids are those of the CPU, as the numbers that decide them are."""
+    codec = Mimi(make_tiny_mimi(None), device="cuda", encoder=False)
+    on_gpu = small_model().cuda()
+    engine = Engine(on_gpu, codec, slots=4, dtype="fp32", mode=mode)
+    requests, frames, slots = [random_request(model, seed, GREEDY if seed % 2 else PARAMS) for seed in range(9)], {}, {}
+    waiting = list(enumerate(requests))
+    while waiting or engine.busy:
+        if waiting and engine.num_free:
+            i, request = waiting.pop(0)
+            slots[engine.admit(replace(request, generator=torch.Generator().manual_seed(i)))] = i
+        for frame in engine.step():
+            frames.setdefault(frame.slot, []).append(frame)
+    for slot, i in slots.items():
+        assert heard(frames[slot]) == expected(model, requests[i]), i
+        codes = [f.codes for f in frames[slot] if f.codes]
+        if codes:
+            whole = codec.decode(torch.tensor(codes).T)[0].cpu()
+            assert torch.allclose(torch.cat([torch.from_numpy(f.wav) for f in frames[slot] if f.codes]), whole, atol=1e-3)
