@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-from engine.chat import (CAMPPLUS, MIMI, SENSEVOICE, SIGLIP, VOICES, Answer, Chat, find_weights, listen, pick_device, read_image,
-                         released_config, require_part)
+from engine.chat import (CAMPPLUS, MIMI, SENSEVOICE, SIGLIP, VOICES, Answer, Chat, ReplyFailed, find_weights, listen, pick_device,
+                         read_image, released_config, require_part)
 from engine.generate import GenerationParams
 from engine.precision import DTYPES
 from engine.voices import Voice, pick_voice
@@ -256,7 +256,7 @@ def interactive(session: Session) -> list[dict]:
                 records.append(session.ask(f"turn-{len(records) + 1:02d}", "" if audio else line, audio, attached))
         except EOFError:
             return records
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, ReplyFailed) as error:
             print(f"error: {one_line(error)}", flush=True)
         except KeyboardInterrupt:
             print("\n(stopped; /exit leaves)", flush=True)
@@ -294,7 +294,7 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         run(args)
-    except (ValueError, OSError) as error:  # by convention these name wrong input and its remedy
+    except (ValueError, OSError, ReplyFailed) as error:  # by convention these name wrong input and its remedy
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

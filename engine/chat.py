@@ -32,6 +32,10 @@ AUDIO_SECONDS = (0.1, 60.0)  # of one spoken question
 MAX_PIXELS = 40_000_000  # of one picture: decoding is done before shrinking
 
 
+class ReplyFailed(RuntimeError):
+    """A reply broke off by itself, through no fault of the question; the next one may be asked."""
+
+
 @dataclass
 class Delta:
     """A piece of a reply: text ('' when none), wav (S,) float32 at 24 kHz or None, codes (8,) of the frame or None.
@@ -232,7 +236,7 @@ class Chat:
         audio (S,) float at 16 kHz and images (PIL) belong to the last message, whose content may then be ''.
         conversation: a key under which the next turn finds what this one has read; the replies are the same with and without.
         Closing the iterator early cancels the reply. Raises ValueError for an empty question and when the conversation is too
-        long for the model; EngineFull, when it is iterated, while another reply is not yet finished or closed.
+        long for the model; when iterated, ReplyFailed if it breaks off, EngineFull while another reply is not finished or closed.
         """
         assert messages and messages[-1]["role"] == "user", messages
         features = self._encode_inputs(audio, images)
@@ -253,7 +257,7 @@ class Chat:
                 for frame in self.engine.step():  # all of them are ours: the engine has one row
                     yield Delta(frame.text, frame.wav, frame.codes, frame.finish)
                     if frame.done and frame.finish.reason is Reason.FAILED:
-                        raise RuntimeError(f"the reply broke off after {frame.finish.steps} steps: {frame.finish.error}")
+                        raise ReplyFailed(f"the reply broke off after {frame.finish.steps} steps: {frame.finish.error}")
         finally:
             self.engine.cancel(slot)  # nothing when it has finished
 

@@ -29,6 +29,8 @@ class Stepper:
         self.indices = torch.arange(self.slots, device=cache.pos.device)
         self.graphs: dict[tuple, tuple] = {}
         self.host: dict[tuple, Tensor] = {}
+        # one memory pool for all graphs: they never run at once, and a result is copied before the next one starts
+        self.pool = torch.cuda.graph_pool_handle() if mode == "graph" else None
         self.decode = torch.compile(decode_frame, dynamic=False) if mode == "compile" else decode_frame
 
     def rows_for(self, count: int) -> int:
@@ -69,7 +71,7 @@ class Stepper:
                 decode_frame(*arguments)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, pool=self.pool):
             result = decode_frame(*arguments)
         self.rows.active.copy_(active)
         return graph, result

@@ -124,6 +124,24 @@ def test_thinking_is_kept_apart(cli):
     assert results[0]["thinking"] in out
 
 
+def test_number_formats(cli):
+    exact, rounded = (cli("--prompt", "Why?", "--dtype", name, "--max_new_tokens", 12, "--temperature", 0) for name in ("fp32", "int8"))
+    assert exact[0] == rounded[0] == 0 and rounded[3][0]["audio_s"] == exact[3][0]["audio_s"] > 0
+
+
+def test_weights_that_overflow_are_one_line(cli, pack, tmp_path, monkeypatch):
+    import shutil
+    folder = shutil.copytree(pack, tmp_path / "broken")
+    state = torch.load(folder / "sft_omni_64.pth", weights_only=True)
+    state["model.layers.1.mlp.down_proj.weight"].fill_(torch.inf)
+    torch.save(state, folder / "sft_omni_64.pth")
+    code, _, err, results = cli("--prompt", "Why?", "--max_new_tokens", 9, folder=folder)
+    assert code == 2 and results is None and err.count("\n") == 1 and "overflowed" in err
+    monkeypatch.setattr(sys, "stdin", io.StringIO("one\ntwo\n"))
+    code, out, _, results = cli("--interactive", "--max_new_tokens", 9, folder=folder)
+    assert code == 0 and results == [] and out.count("overflowed") == 2
+
+
 def test_missing_module_stops_with_its_download_command(pack, tmp_path):
     done = subprocess.run([sys.executable, eval_omni.__file__, "--load_from", str(pack), "--suite", "text", "audio", "--output_dir",
                            str(tmp_path / "o")], capture_output=True, text=True, cwd=tmp_path)
