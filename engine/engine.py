@@ -99,12 +99,12 @@ class Engine:
         if not self.num_free:
             raise EngineFull(f"all {self.slots} rows of the engine are taken: wait for a session to finish")
         prompt, on_device = request.prompt_ids.cpu(), request.prompt_ids.to(self.device)
+        limit = min(request.params.max_new_tokens, self.max_length - prompt.shape[1] + 1)
         features = (None if x is None else x.to(self.device) for x in (request.audio_features, request.audio_lens, request.image_features))
         session = Session(slot=self._next_slot, row=self._free_row(), request=request, prompt=prompt, codes=on_device[:NUM_CODEBOOKS],
                           embedded=self.network.embed_prompt(on_device[-1], *features),
                           speaker=None if request.spk_emb is None else self.network.embed_speaker(request.spk_emb.to(self.device)),
-                          uniform=draw_uniforms(request.params.max_new_tokens, NUM_STREAMS, request.generator).to(self.device),
-                          limit=min(request.params.max_new_tokens, self.max_length - prompt.shape[1] + 1),
+                          uniform=draw_uniforms(limit, NUM_STREAMS, request.generator).to(self.device), limit=limit,
                           detokenizer=None if self.tokenizer is None else Detokenizer(self.tokenizer))
         self._next_slot += 1
         self.sessions[session.slot] = session
@@ -115,26 +115,28 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Frame]:
-        """Read prompts for a while, then let every speaking session take one step: one frame each, in no particular order."""
-        self._prefill()
+        """Read prompts for a while, then let every speaking session take one step: one frame each, longest admitted first."""
+        frames = self._prefill()
         speaking = [s for s in self.sessions.values() if s.speaking]
         if not speaking:
-            return []
+            return frames
         self._move_rows_down()
         packed = self.stepper.run(1 + max(s.row for s in speaking), 1 + max(s.position for s in speaking),
                                   any(s.may_complete for s in speaking))
         reports, wavs = read_report(packed), read_wav(packed)
-        frames = []
         for session in speaking:
             try:
                 frame = session.take(reports[session.row], None if wavs is None else wavs[session.row], self.config)
             except Exception as error:  # a tokenizer's fault, say: it must not take the other sessions along
-                log.exception("session %d failed", session.slot)
-                frame = Frame(session.slot, finish=Finish(Reason.FAILED, session.steps, f"{type(error).__name__}: {error}"))
+                frame = self._failed(session, error)
             if frame.done:
                 self._leave(session, frame.finish)
             frames.append(frame)
         return frames
+
+    def _failed(self, session: Session, error: Exception) -> Frame:
+        log.error("session %d failed", session.slot, exc_info=error)
+        return Frame(session.slot, finish=Finish(Reason.FAILED, session.steps, f"{type(error).__name__}: {error}"))
 
     @torch.inference_mode()
     def cancel(self, slot: int) -> Finish | None:
@@ -200,11 +202,14 @@ class Engine:
 
     # ---- prefill
 
-    def _prefill(self) -> None:
-        """Read a chunk of the prompts that wait, oldest first, and start the sessions whose prompt is read."""
+    def _prefill(self) -> list[Frame]:
+        """Read a chunk of the prompts that wait, oldest first, and start the sessions whose prompt is read.
+
+        Returns the last frames of those that could not be read.
+        """
         waiting = [s for s in self.sessions.values() if not s.speaking]
         if not waiting:
-            return
+            return []
         # nobody is kept waiting by a long chunk when nobody speaks
         room = self.prefill_chunk if len(waiting) < len(self.sessions) else max(self.prefill_chunk, min(waiting[0].to_read, LONGEST_CHUNK))
         chosen, longest = [], 0
@@ -213,11 +218,18 @@ class Engine:
                 break  # it would be padded, or pad the others, beyond what a step may cost
             chosen.append(session)
             longest = max(longest, min(session.to_read, room))
-        self._think(chosen, room)
-        self._talk(chosen, room)
+        try:
+            self._think(chosen, room)
+            self._talk(chosen, room)
+        except Exception as error:  # out of memory, say: those who speak already can go on
+            frames = [self._failed(session, error) for session in chosen]
+            for session, frame in zip(chosen, frames):
+                self._leave(session, frame.finish)
+            return frames
         for session in chosen:
             if not session.to_read:
                 self._start(session)
+        return []
 
     def _think(self, sessions: list[Session], room: int) -> None:
         """The Thinker reads at most `room` further positions of each prompt; what the Talker needs of them goes to cache.extra."""

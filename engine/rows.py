@@ -74,8 +74,7 @@ class Rows:
                       audio_penalty=params.audio_repetition_penalty, newline_id=params.newline_id, column=column)
         for name, value in values.items():
             getattr(self, name)[row] = value
-        length = min(len(uniform), self.uniform.shape[1])
-        self.uniform[row, :length] = uniform[:length]
+        self.uniform[row, :len(uniform)] = uniform
         if speaker is not None:
             self.speaker[row] = speaker
 

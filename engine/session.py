@@ -116,8 +116,8 @@ class Session:
     codes: Tensor  # (8, P) on the device
     embedded: Tensor | None  # (P, C) the Thinker's inputs, until all are read
     speaker: Tensor | None  # (W,) the Talker's input at the speaker token
-    uniform: Tensor  # (max_new_tokens, 9) the numbers that decide what is sampled
     limit: int  # steps it may take
+    uniform: Tensor  # (limit, 9) the numbers that decide what is sampled
     detokenizer: Detokenizer | None
     num_thought: int = 0  # prompt positions the Thinker has read; the last one is read by the first step
     num_talked: int = 0  # and the Talker

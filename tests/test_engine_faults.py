@@ -95,6 +95,29 @@ def test_overflow_ends_one_session_and_leaves_its_row_clean(model):
     assert sorted(map(str, (heard(f) for f in again.values()))) == sorted(str(expected(model, random_request(model, s))) for s in (3, 4))
 
 
+def test_a_prompt_that_cannot_be_read_ends_those_who_wait(model):
+    engine = Engine(model, slots=3, prefill_chunk=4)
+    first = engine.admit(random_request(model, 1))
+    frames = {first: engine.step()}
+    waiting = engine.admit(random_request(model, 2, length=30))
+    think = engine.network.think
+
+    def out_of_memory(x, place):
+        if x.shape[1] > 1:
+            raise MemoryError("no room for the mask")
+        return think(x, place)
+
+    engine.network.think = out_of_memory
+    step = engine.step()
+    engine.network.think = think
+    assert {f.slot: f.finish for f in step}[waiting].error == "MemoryError: no room for the mask"
+    frames[first] += [f for f in step if f.slot == first]
+    third = engine.admit(random_request(model, 3))
+    drain(engine, frames)
+    assert heard(frames[first]) == expected(model, random_request(model, 1))
+    assert heard(frames[third]) == expected(model, random_request(model, 3))
+
+
 def test_a_tokenizer_that_raises_ends_one_session(model):
     class Tokenizer:
         def decode(self, ids, **options):
