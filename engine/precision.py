@@ -2,7 +2,7 @@
 
 - fp32, bf16, fp16: weights, activations of the matrix products and cache in that type; norms, residuals and logits stay float32.
 - int8: weights in int8 with one scale per output, halving bf16's traffic again; activations and cache in bf16.
-- `auto` is what is fastest without hearing a difference: see `choose`.
+- `auto`: fp32 on CPUs, where the others' quality has not been measured yet; bf16 on GPUs, fp16 on those without it.
 """
 from dataclasses import dataclass
 
