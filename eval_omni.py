@@ -17,9 +17,10 @@ from pathlib import Path
 
 import torch
 
-from engine.chat import (CAMPPLUS, MIMI, SENSEVOICE, SIGLIP, VOICES, Answer, Chat, find_weights, listen, pick_device, read_image,
-                         released_config, require_part)
+from engine.chat import (CAMPPLUS, MIMI, SENSEVOICE, SIGLIP, VOICES, Answer, Chat, ReplyFailed, find_weights, listen, pick_device,
+                         read_image, released_config, require_part)
 from engine.generate import GenerationParams
+from engine.precision import DTYPES
 from engine.voices import Voice, pick_voice
 from evals.cases import SUITES, Case, cases_for, parse_suites
 from model.audio import read_audio, write_wav
@@ -30,6 +31,7 @@ ROOT = Path(__file__).resolve().parent
 NANO_PACK, RELEASED, RELEASED_WEIGHTS = ROOT / "model" / "nano", ROOT / "model", ROOT / "out"
 NEEDS = {"audio": (SENSEVOICE,), "image": (SIGLIP,), "mix": (SENSEVOICE, SIGLIP), "clone": (VOICES,)}  # parts of the pack, per suite
 TEMPERATURE = {"nano": 0.1, "general": 0.7}  # the nano model knows one right answer to most questions
+CONVERSATION = "cli"  # key of what the engine keeps between turns: there is one conversation at a time
 HELP = """/audio FILE  ask by voice          /image FILE  show a picture with the next question
 /voice NAME  speak with this voice /clone FILE   speak like this clip
 /reset       forget what was said  /exit         leave"""
@@ -62,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     model.add_argument("--hidden_size", type=number(int, 8), help="Thinker's width, when it cannot be told from the file")
     model.add_argument("--num_hidden_layers", type=number(int, 1), help="Thinker's layers of weights that have no .json beside them")
     model.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    model.add_argument("--dtype", choices=DTYPES, default="auto", help="number format of the weights (default: the best for the device)")
     ask = parser.add_argument_group("what to ask")
     ask.add_argument("--prompt", help="ask this one question")
     ask.add_argument("--audio", help="ask with this sound file")
@@ -99,7 +102,7 @@ class Session:
         images = [] if image is None else [read_image(image)]
         voice = voice or self.voice
         messages = self.chat.fit([*self.messages, {"role": "user", "content": text}], self.params)
-        answer = listen(lambda: self.chat.reply(messages, self.params, voice, wav, images, self.generator), self.params,
+        answer = listen(lambda: self.chat.reply(messages, self.params, voice, wav, images, self.generator, CONVERSATION), self.params,
                         on_text=lambda piece: print(piece, end="", flush=True))
         print()
         heard = self.chat.transcribe(wav) if wav is not None else ""
@@ -188,7 +191,7 @@ def load_session(args, folder: Path) -> tuple[Session, str]:
     weights = find_weights(weights_dir, args.weight, args.hidden_size, use_moe)
     device = pick_device(args.device)
     config = released_config(weights, args.num_hidden_layers)
-    chat = Chat.load(folder, weights, config, device, decode_audio=bool(args.decode_audio))
+    chat = Chat.load(folder, weights, config, device, decode_audio=bool(args.decode_audio), dtype=args.dtype)
     chat.use_few_threads()
     world = "nano" if chat.config.vocab_size < OmniConfig.vocab_size else "general"
     params = GenerationParams(newline_id=chat.newline_id, max_new_tokens=args.max_new_tokens, top_p=args.top_p,
@@ -253,7 +256,7 @@ def interactive(session: Session) -> list[dict]:
                 records.append(session.ask(f"turn-{len(records) + 1:02d}", "" if audio else line, audio, attached))
         except EOFError:
             return records
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, ReplyFailed) as error:
             print(f"error: {one_line(error)}", flush=True)
         except KeyboardInterrupt:
             print("\n(stopped; /exit leaves)", flush=True)
@@ -291,7 +294,7 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         run(args)
-    except (ValueError, OSError) as error:  # by convention these name wrong input and its remedy
+    except (ValueError, OSError, ReplyFailed) as error:  # by convention these name wrong input and its remedy
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

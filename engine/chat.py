@@ -2,11 +2,12 @@
 
 - `Chat.load` reads a pack: weights, tokenizer, voices, codec. Frozen encoders are loaded when a turn first needs them.
 - `Chat.reply` yields `Delta`s: pieces of text (never half a character) and of speech, one 80 ms frame at a time, decoded exactly.
+- Behind it is an engine with one row; for many callers at once, use engine.py itself.
 - `listen` runs such a stream to its end and measures time to first text, time to first audio and the real-time factor.
 - One reply at a time, no threads, no printing.
 """
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from engine.detokenize import Detokenizer
-from engine.generate import GenerationParams, generate
+from engine.engine import Engine
+from engine.generate import GenerationParams
+from engine.session import Finish, Reason, Request
 from engine.voices import NO_VOICE, Voice, clone_voice, load_voices
 from model.checkpoint import load_model, read_sidecar
 from model.config import INPUT_RATE, SAMPLE_RATE, OmniConfig
@@ -30,12 +32,20 @@ AUDIO_SECONDS = (0.1, 60.0)  # of one spoken question
 MAX_PIXELS = 40_000_000  # of one picture: decoding is done before shrinking
 
 
+class ReplyFailed(RuntimeError):
+    """A reply broke off by itself, through no fault of the question; the next one may be asked."""
+
+
 @dataclass
 class Delta:
-    """A piece of a reply: text ('' when none), wav (S,) float32 at 24 kHz or None, codes (8,) of the frame or None."""
+    """A piece of a reply: text ('' when none), wav (S,) float32 at 24 kHz or None, codes (8,) of the frame or None.
+
+    finish: with the last piece, why there will be no other.
+    """
     text: str = ""
     wav: np.ndarray | None = None
     codes: list[int] | None = None
+    finish: Finish | None = None
 
 
 @dataclass
@@ -139,10 +149,10 @@ def read_image(path: str | Path):
 
 
 class Chat:
-    """A loaded pack. `voices` is {} without a voices file; `mimi` is None when speech is not decoded."""
+    """A loaded pack. `voices` is {} without a voices file; `mimi` is None when speech is not decoded; `dtype` as in precision.py."""
 
-    def __init__(self, model, tokenizer, mimi: Mimi | None, voices: dict[str, Voice], folder: str | Path):
-        self.model, self.tokenizer, self.mimi, self.voices, self.folder = model, tokenizer, mimi, voices, Path(folder)
+    def __init__(self, model, tokenizer, mimi: Mimi | None, voices: dict[str, Voice], folder: str | Path, dtype: str = "auto"):
+        self.tokenizer, self.mimi, self.voices, self.folder = tokenizer, mimi, voices, Path(folder)
         self.config: OmniConfig = model.config
         self.device = next(model.parameters()).device
         if mimi is not None and mimi.num_codes != self.config.num_codes:
@@ -153,10 +163,11 @@ class Chat:
                              "they are not from the same pack")
         self.newline_id = encode_text(tokenizer, "\n")[-1]
         self.special_texts = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
+        self.engine = Engine(model, mimi, tokenizer, slots=1, dtype=dtype)
 
     @classmethod
     def load(cls, folder: str | Path, weights: str | Path, config: OmniConfig | None = None, device="cpu",
-             decode_audio: bool = True) -> "Chat":
+             decode_audio: bool = True, dtype: str = "auto") -> "Chat":
         """Load tokenizer, codec and voices from `folder`, the model from the file `weights` (`config` if it has no sidecar).
 
         FileNotFoundError and ValueError name the missing or broken file and the remedy.
@@ -168,7 +179,7 @@ class Chat:
         model = load_model(weights, config=config, device=device)
         mimi = Mimi.load(folder / MIMI, device, encoder=False) if decode_audio else None
         voices = load_voices(folder / VOICES, model.config) if (folder / VOICES).exists() else {}
-        return cls(model, tokenizer, mimi, voices, folder)
+        return cls(model, tokenizer, mimi, voices, folder, dtype)
 
     def use_few_threads(self) -> None:
         """Let torch use one CPU thread if the model is small; for entry points, as it is a setting of the whole process.
@@ -219,33 +230,49 @@ class Chat:
     # ---- one reply
 
     def reply(self, messages: list[dict], params: GenerationParams, voice: Voice = NO_VOICE, audio: np.ndarray | None = None,
-              images=(), generator: torch.Generator | None = None) -> Iterator[Delta]:
+              images=(), generator: torch.Generator | None = None, conversation: Hashable | None = None) -> Iterator[Delta]:
         """Stream the answer to `messages` ({"role", "content"}, the last one from the user), one Delta per step.
 
         audio (S,) float at 16 kHz and images (PIL) belong to the last message, whose content may then be ''.
-        Raises ValueError for an empty question and when the conversation is too long for the model.
+        conversation: a key under which the next turn finds what this one has read; the replies are the same with and without.
+        Closing the iterator early cancels the reply. Raises ValueError for an empty question and when the conversation is too
+        long for the model; when iterated, ReplyFailed if it breaks off, EngineFull while another reply is not finished or closed.
         """
         assert messages and messages[-1]["role"] == "user", messages
         features = self._encode_inputs(audio, images)
         text_ids = self._prompt_ids(messages, features, len(images), params)
-        room = self.config.max_position_embeddings - params.max_new_tokens
+        room = self._room(params)
         if len(text_ids) > room:
             raise ValueError(f"the conversation is {len(text_ids)} tokens long; with {params.max_new_tokens} new ones the model has "
                              f"room for {room}: shorten it or lower --max_new_tokens")
-        prompt = build_prompt(text_ids, voice.ref_codes, voice.spk_emb is not None, self.config).to(self.device)
-        spk_emb = None if voice.spk_emb is None else voice.spk_emb.to(self.device)
-        steps = generate(self.model, prompt, params, spk_emb=spk_emb, generator=generator, **features)
-        return self._deltas(steps)
+        prompt = build_prompt(text_ids, voice.ref_codes, voice.spk_emb is not None, self.config)
+        request = Request(prompt, params, voice.spk_emb, generator=generator, conversation=conversation, **features)
+        self.engine.check(request)
+        return self._stream(request)
+
+    def _stream(self, request: Request) -> Iterator[Delta]:
+        slot = self.engine.admit(request)
+        try:
+            while self.engine.busy:
+                for frame in self.engine.step():  # all of them are ours: the engine has one row
+                    yield Delta(frame.text, frame.wav, frame.codes, frame.finish)
+                    if frame.done and frame.finish.reason is Reason.FAILED:
+                        raise ReplyFailed(f"the reply broke off after {frame.finish.steps} steps: {frame.finish.error}")
+        finally:
+            self.engine.cancel(slot)  # nothing when it has finished
+
+    def _room(self, params: GenerationParams) -> int:
+        """Tokens a prompt may have."""
+        return self.engine.max_length - params.max_new_tokens
 
     def fit(self, messages: list[dict], params: GenerationParams) -> list[dict]:
         """The conversation without its oldest turns, as many as must go for the reply to have room."""
-        room = self.config.max_position_embeddings - params.max_new_tokens
-        while len(messages) > 2 and len(encode_text(self.tokenizer, self._render(messages, params))) > room:
+        while len(messages) > 2 and len(encode_text(self.tokenizer, self._render(messages, params))) > self._room(params):
             messages = messages[2:]
         return messages
 
     def _encode_inputs(self, audio, images) -> dict:
-        """Features of the frozen encoders, as keyword arguments of generate()."""
+        """Features of the frozen encoders, as keyword arguments of a Request."""
         features = {}
         if audio is not None:
             seconds, (shortest, longest) = len(audio) / INPUT_RATE, AUDIO_SECONDS
@@ -278,24 +305,6 @@ class Chat:
     def _render(self, messages: list[dict], params: GenerationParams) -> str:
         return render_chat(self.tokenizer, messages, generation=True, thinking=params.thinking)
 
-    def _deltas(self, steps) -> Iterator[Delta]:
-        detokenizer = Detokenizer(self.tokenizer)
-        state = None if self.mimi is None else self.mimi.init_state(1, max_frames=1)
-        text_open = True
-        for step in steps:
-            text = ""
-            if text_open and step.text is not None:
-                text_open = step.text != self.config.eos_token_id
-                text = detokenizer.push(step.text) if text_open else detokenizer.flush()
-            wav = None
-            if step.frame is not None and state is not None:
-                codes = torch.tensor(step.frame, device=self.device)[None, :, None]
-                wav = self.mimi.decode_step(codes, state)[0].float().cpu().numpy()
-            yield Delta(text, wav, step.frame)
-        rest = detokenizer.flush()
-        if rest:  # cut off by the length cap
-            yield Delta(rest)
-
 
 def listen(start: Callable[[], Iterator[Delta]], params: GenerationParams, on_text: Callable[[str], None] = lambda text: None,
            on_wav: Callable[[np.ndarray], None] = lambda wav: None) -> Answer:
@@ -304,6 +313,7 @@ def listen(start: Callable[[], Iterator[Delta]], params: GenerationParams, on_te
     began = time.perf_counter()
     for delta in start():
         answer.num_steps += 1
+        answer.ended = delta.finish is not None and delta.finish.reason is Reason.ENDED
         answer.num_frames += delta.codes is not None
         if delta.text:
             answer.ttft_s = answer.ttft_s or time.perf_counter() - began
@@ -314,7 +324,6 @@ def listen(start: Callable[[], Iterator[Delta]], params: GenerationParams, on_te
             pieces.append(delta.wav)
             on_wav(delta.wav)
     answer.total_s = time.perf_counter() - began
-    answer.ended = answer.num_steps < params.max_new_tokens
     thinking, closed, rest = text.rpartition("</think>")
     answer.thinking, answer.text = (thinking.strip(), rest.strip()) if closed else ("", text.strip())
     if params.thinking and not closed:

@@ -1,17 +1,19 @@
-"""Streaming generation: per step one text token and up to 8 codes; a speech frame as soon as all 8 of its codes are there.
+"""Generation of one reply, plainly: per step one text token and up to 8 codes; a frame as soon as all 8 of its codes are there.
 
+- The oracle of engine.py, which does the same for many sessions at once and on the device: results must be equal.
 - `Reply` is the bookkeeping of the nine streams (delay, newline, stops, frames), free of tensors and of sampling.
-- `generate` runs it on a KV cache; `generate_naive` recomputes everything each step and is the oracle of the tests.
+- `generate` runs it on a KV cache; `generate_naive` recomputes everything each step.
 - The choice of ids is a function that can be replaced, so that the bookkeeping is testable to the last id.
 """
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from engine.sampling import keep_top_k, penalize, sample
-from model.config import NUM_CODEBOOKS, OmniConfig
+from engine.sampling import MAX_TOP_K, draw_uniforms, sample_codes, sample_text
+from model.config import NUM_CODEBOOKS, NUM_STREAMS, OmniConfig
 from model.model_omni import MiniMindOmni, OmniOutput
 
 RECENT_CODES = 3  # how far back the audio repetition penalty looks
@@ -19,7 +21,10 @@ RECENT_CODES = 3  # how far back the audio repetition penalty looks
 
 @dataclass
 class GenerationParams:
-    """newline_id: the tokenizer's id of a line break, fed once after <|im_end|>. thinking: the prompt ends inside an open <think>."""
+    """newline_id: the tokenizer's id of a line break, fed once after <|im_end|>. thinking: the prompt ends inside an open <think>.
+
+    ValueError for a setting that cannot be sampled with.
+    """
     newline_id: int
     max_new_tokens: int = 512  # steps, of 80 ms of speech each
     temperature: float = 0.7  # of the text; 0 is greedy for both streams
@@ -29,6 +34,16 @@ class GenerationParams:
     audio_top_k: int = 50
     audio_repetition_penalty: float = 1.05
     thinking: bool = False
+
+    def __post_init__(self):
+        wrong = [name for name, fine in (
+            ("max_new_tokens", self.max_new_tokens >= 1), ("temperature", 0 <= self.temperature < math.inf), ("top_p", 0 < self.top_p <= 1),
+            ("text_repetition_penalty", 0 < self.text_repetition_penalty < math.inf),
+            ("audio_temperature", 0 < self.audio_temperature < math.inf), ("audio_top_k", 1 <= self.audio_top_k <= MAX_TOP_K),
+            ("audio_repetition_penalty", 0 < self.audio_repetition_penalty < math.inf)) if not fine]
+        if wrong:
+            raise ValueError(f"generation settings out of range: {', '.join(f'{name} = {getattr(self, name)}' for name in wrong)} "
+                             f"(temperatures and penalties positive, temperature 0 for greedy, 0 < top_p <= 1, top_k 1..{MAX_TOP_K})")
 
 
 @dataclass
@@ -111,18 +126,24 @@ Choose = Callable[[OmniOutput, Reply], tuple[int, list[int]]]
 
 def sampler(params: GenerationParams, generator: torch.Generator | None = None) -> Choose:
     """The choice of one step's ids from its logits, as ARCHITECTURE's streaming generation describes; one device-to-host copy."""
-    greedy = params.temperature == 0
+    uniforms = draw_uniforms(params.max_new_tokens, NUM_STREAMS, generator)
 
     def choose(out: OmniOutput, reply: Reply) -> tuple[int, list[int]]:
-        logits = out.logits[0, -1].float()
-        if params.text_repetition_penalty != 1.0 and reply.text:
-            logits = penalize(logits, torch.tensor(sorted(set(reply.text)), device=logits.device), params.text_repetition_penalty)
-        text = sample(logits, params.temperature, top_p=params.top_p, generator=generator)
-        logits = out.audio_logits[0, :, -1].float() / params.audio_temperature
-        recent = [([-1] * RECENT_CODES + codes)[-RECENT_CODES:] for codes in reply.codes]
-        logits = penalize(logits, torch.tensor(recent, device=logits.device), params.audio_repetition_penalty)
-        codes = sample(keep_top_k(logits, params.audio_top_k), 0.0 if greedy else 1.0, generator=generator)
-        text_id, *code_ids = torch.cat((text[None], codes)).tolist()
+        device = out.logits.device
+
+        def row(value, dtype=torch.float32):
+            return torch.tensor([value], dtype=dtype, device=device)
+
+        logits = out.logits[:, -1].float()
+        seen = torch.zeros_like(logits, dtype=torch.bool)
+        seen[0, reply.text] = True
+        uniform = uniforms[reply.steps, None].to(device)
+        text = sample_text(logits, seen, uniform[:, 0], row(params.temperature), row(params.top_p), row(params.text_repetition_penalty))
+        recent = row([([-1] * RECENT_CODES + codes)[-RECENT_CODES:] for codes in reply.codes], torch.long)
+        codes = sample_codes(out.audio_logits[:, :, -1].float(), recent, uniform[:, 1:], row(params.audio_temperature),
+                             row(params.audio_top_k, torch.long), row(params.audio_repetition_penalty),
+                             row(params.temperature == 0, torch.bool))
+        text_id, *code_ids = torch.cat((text[:, None], codes), dim=1)[0].tolist()
         return text_id, code_ids
 
     return choose

@@ -1,46 +1,69 @@
-"""Sampling as pure functions: logits in, ids out. No state, no host sync, randomness only from the generator given."""
+"""Sampling as pure functions over rows that each have their own settings: logits and uniform numbers in, ids out.
+
+- All randomness comes in as numbers in [0, 1): one per stream and step, drawn from a session's own generator before it starts.
+  What a row samples therefore depends on nothing else in its batch, and is the same on every device.
+- No host sync, no data-dependent shape, no state: fit for a CUDA graph.
+"""
 import torch
 from torch import Tensor
 
-
-def sample(logits: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-    """logits (..., V) -> ids (...) int64. Temperature 0 is argmax; top_k 0 and top_p 1 switch the filters off."""
-    if temperature <= 0:
-        return logits.argmax(-1)
-    logits = keep_top_p(keep_top_k(logits.float() / temperature, top_k), top_p)
-    # Exponential races: argmax(p / Exp(1)) is a draw from p, without the host sync of torch.multinomial.
-    noise = torch.empty_like(logits).exponential_(generator=generator)
-    return (logits.softmax(-1) / noise).argmax(-1)
+MAX_TOP_K = 64  # most candidates a codebook can be sampled from; fixed, so that rows with different top_k share one step
 
 
-def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """(..., V) with everything below the k-th largest logit set to -inf."""
-    if not 0 < k < logits.shape[-1]:
-        return logits
-    return logits.masked_fill(logits < logits.topk(k, dim=-1).values[..., -1:], -torch.inf)
+def draw_uniforms(steps: int, streams: int, generator: torch.Generator | None) -> Tensor:
+    """(steps, streams) float32 in [0, 1): everything a session will ever need to sample, on its generator's device."""
+    return torch.rand(steps, streams, generator=generator, device=None if generator is None else generator.device)
 
 
-def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """(..., V) with all but the smallest set of likeliest ids that holds probability p set to -inf (Holtzman et al. 2020)."""
-    if p >= 1:
-        return logits
-    ordered, order = logits.sort(dim=-1, descending=True)
-    probs = ordered.softmax(-1)
-    drop = probs.cumsum(-1) - probs >= p  # mass before this id already suffices; the first id always stays
-    return logits.masked_fill(torch.zeros_like(drop).scatter(-1, order, drop), -torch.inf)
+def pick(mass: Tensor, uniform: Tensor) -> Tensor:
+    """Index (...) drawn from unnormalised masses (..., N) by inverting their cumulative sum at `uniform` (...)."""
+    total = mass.cumsum(-1)
+    chosen = (total <= uniform[..., None] * total[..., -1:]).sum(-1)
+    return chosen.clamp(max=mass.shape[-1] - 1)  # only NaN logits come here: the id must still be one
 
 
-def penalize(logits: Tensor, recent: Tensor, penalty: float) -> Tensor:
+def penalize(logits: Tensor, recent: Tensor, penalty: float | Tensor) -> Tensor:
     """Repetition penalty (Keskar et al. 2019), applied once per occurrence.
 
-    logits (..., V); recent (..., n) ids, -1 where there is none. A positive logit is divided, a negative one multiplied.
+    logits (..., V); recent (..., n) ids, -1 where there is none; penalty a number or (...). A positive logit is divided, a
+    negative one multiplied.
     """
-    if penalty == 1.0:
-        return logits
     logits = logits.clone()
+    penalty = torch.as_tensor(penalty, device=logits.device)[..., None]
     for ids in recent.unbind(-1):
         ids, present = ids.clamp(min=0)[..., None], (ids >= 0)[..., None]
         old = logits.gather(-1, ids)
         new = torch.where(old > 0, old / penalty, old * penalty)
         logits.scatter_(-1, ids, torch.where(present, new, old))
     return logits
+
+
+def sample_text(logits: Tensor, seen: Tensor, uniform: Tensor, temperature: Tensor, top_p: Tensor, penalty: Tensor) -> Tensor:
+    """One text id per row: logits (B, V) float32 -> (B,). `seen` (B, V) bool marks the ids already said; the rest are (B,).
+
+    Repetition penalty, temperature, then the smallest set of likeliest ids that holds probability top_p (Holtzman et al. 2020).
+    Temperature 0 is argmax.
+    """
+    penalty = penalty[:, None]
+    logits = torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+    ordered, order = (logits / temperature.clamp(min=1e-6)[:, None]).sort(dim=-1, descending=True)
+    mass = ordered.softmax(-1)
+    before = mass.cumsum(-1) - mass  # mass of the likelier ids; the first id always stays
+    mass = mass.masked_fill(before >= top_p[:, None], 0)
+    sampled = order.gather(-1, pick(mass, uniform)[:, None])[:, 0]
+    return torch.where(temperature > 0, sampled, logits.argmax(-1))
+
+
+def sample_codes(logits: Tensor, recent: Tensor, uniform: Tensor, temperature: Tensor, top_k: Tensor, penalty: Tensor,
+                 greedy: Tensor) -> Tensor:
+    """One code per row and codebook: logits (B, K, V) float32 -> (B, K).
+
+    recent (B, K, n): the codebook's last codes, -1 where there is none; uniform (B, K); the rest are (B,), top_k <= MAX_TOP_K.
+    Temperature, repetition penalty, the top_k likeliest codes; where `greedy`, the likeliest.
+    """
+    logits = penalize(logits / temperature[:, None, None], recent, penalty[:, None])
+    values, ids = logits.topk(min(MAX_TOP_K, logits.shape[-1]), dim=-1)
+    beyond = torch.arange(values.shape[-1], device=values.device) >= top_k[:, None, None]
+    mass = values.masked_fill(beyond, -torch.inf).softmax(-1)
+    sampled = ids.gather(-1, pick(mass, uniform)[..., None])[..., 0]
+    return torch.where(greedy[:, None], logits.argmax(-1), sampled)

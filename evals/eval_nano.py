@@ -24,6 +24,7 @@ import torch  # noqa: E402  (the root has to be importable first)
 
 from engine.chat import MIMI, VOICES, Chat, find_weights, listen, pick_device  # noqa: E402
 from engine.generate import GenerationParams  # noqa: E402
+from engine.precision import DTYPES  # noqa: E402
 from engine.voices import Voice, pick_voice  # noqa: E402
 from evals.asr import load_recogniser  # noqa: E402
 from evals.metrics import edit_distance, percentiles, wer, words  # noqa: E402
@@ -141,7 +142,8 @@ def evaluate(args, chat: Chat, recogniser, items: list[dict], weights: Path) -> 
     """Ask all questions, the voices in turn; records in their order, also appended to --output_dir as they come."""
     voices = [pick_voice(chat.voices, name) for name in args.voice or [None]]
     params = GenerationParams(newline_id=chat.newline_id, max_new_tokens=args.max_new_tokens, temperature=args.temperature)
-    settings = {"seed": args.seed, "temperature": args.temperature, "max_new_tokens": args.max_new_tokens, "asr": args.asr}
+    settings = {"seed": args.seed, "temperature": args.temperature, "max_new_tokens": args.max_new_tokens, "asr": args.asr,
+                "dtype": chat.engine.precision.name}
     pack = Path(args.pack)
     parts = [weights, pack / VOICES, pack / "tokenizer.json", *sorted((pack / MIMI).glob("*.safetensors"))]
     folder = Path(args.output_dir)
@@ -178,6 +180,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--temperature", type=float, default=0.1, help="of the text; the codes are sampled at 0.2 unless this is 0")
     parser.add_argument("--max_new_tokens", type=int, default=256)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="number format of the weights")
     parser.add_argument("--asr", default="pocketsphinx")
     parser.add_argument("--ceiling", help="parquet file with the real codes of the same answers, or evals.codec_wer's output (.json)")
     parser.add_argument("--output_dir", default="out/eval_nano")
@@ -188,7 +191,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args) -> None:
     weights = find_weights(Path(args.save_dir or args.pack), args.weight)
-    chat = Chat.load(args.pack, weights, device=pick_device(args.device))
+    chat = Chat.load(args.pack, weights, device=pick_device(args.device), dtype=args.dtype)
     chat.use_few_threads()
     recogniser = load_recogniser(args.asr)
     items = read_questions(Path(args.heldout or Path(args.pack) / HELDOUT), args.n, args.seed)

@@ -24,6 +24,7 @@ from tqdm import tqdm  # noqa: E402
 
 from engine.chat import Chat, find_weights, listen, pick_device  # noqa: E402
 from engine.generate import GenerationParams  # noqa: E402
+from engine.precision import DTYPES  # noqa: E402
 from engine.voices import pick_voice  # noqa: E402
 from evals.metrics import wer  # noqa: E402
 from model.audio import read_audio  # noqa: E402
@@ -142,13 +143,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--temperature", type=float, default=0.1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="number format of the weights")
     parser.add_argument("--output", default="out/eval_senses.json")
     return parser
 
 
 def run(args) -> None:
     chat = Chat.load(args.pack, find_weights(Path(args.save_dir or args.pack), args.weight), device=pick_device(args.device),
-                     decode_audio=False)
+                     decode_audio=False, dtype=args.dtype)
     chat.use_few_threads()
     examiner, data = Examiner(chat, args.seed, args.temperature), Path(args.data)
     examine = dict(zip(PARTS, (spoken, pictures, conversations)))

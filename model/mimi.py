@@ -113,6 +113,22 @@ class MimiState:
         for ring in (self.keys, self.values):  # masked slots still meet a zero weight, and 0 * NaN is NaN
             ring.masked_fill_(mask[None, :, None, None, None], 0)
 
+    def first(self, rows: int) -> "MimiState":
+        """The first `rows` streams as a state of their own: a view, so that stepping it advances this state."""
+        return MimiState([past[:rows] for past in self.inputs], self.keys[:, :rows], self.values[:, :rows], self.position[:rows],
+                         self.max_frames)
+
+    def move_row(self, source: int, target: int) -> None:
+        """Let stream `target` go on where `source` is; `source` is then free to be reset."""
+        for past in (*self.inputs, self.position):
+            past[target] = past[source]
+        for ring in (self.keys, self.values):
+            ring[:, target] = ring[:, source]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in (*self.inputs, self.keys, self.values))
+
 
 class Mimi:
     """The codec on one device. `encode` and `decode` take whole clips, the `_step` functions any piece of a stream."""
@@ -452,5 +468,5 @@ def _new_state(half: Half, batch: int, max_frames: int) -> MimiState:
     width = first.shape[0] // 3 // net.heads
     ring = net.window + 2 * max_frames - 1  # a step of 2 * max_frames positions must not overwrite what its first query sees
     inputs = [first.new_zeros(batch, c.left, c.weight.shape[1] // len(range(0, c.span, c.dilation))) for c in half.convs()]
-    keys, values = first.new_zeros(2, len(net.blocks), batch, net.heads, ring, width)
+    keys, values = (first.new_zeros(len(net.blocks), batch, net.heads, ring, width) for _ in range(2))
     return MimiState(inputs, keys, values, torch.zeros(batch, dtype=torch.long, device=first.device), max_frames)

@@ -11,9 +11,11 @@ import torch
 from tiny_pack import ENCODER_WIDTH, add_tiny_encoders, make_tiny_pack
 
 import eval_omni
-from engine.chat import Chat, find_weights, listen, load_tokenizer
+from engine.chat import Chat, Delta, find_weights, listen, load_tokenizer
 from engine.detokenize import Detokenizer
-from engine.generate import GenerationParams, Step
+from engine.generate import GenerationParams
+from engine.rows import Report
+from engine.session import EngineFull, Finish, Reason, Request, Session
 from engine.voices import check_clip, load_voices, pick_voice
 from evals import asr, eval_nano
 from model.config import OmniConfig
@@ -122,6 +124,24 @@ def test_thinking_is_kept_apart(cli):
     assert results[0]["thinking"] in out
 
 
+def test_number_formats(cli):
+    exact, rounded = (cli("--prompt", "Why?", "--dtype", name, "--max_new_tokens", 12, "--temperature", 0) for name in ("fp32", "int8"))
+    assert exact[0] == rounded[0] == 0 and rounded[3][0]["audio_s"] == exact[3][0]["audio_s"] > 0
+
+
+def test_weights_that_overflow_are_one_line(cli, pack, tmp_path, monkeypatch):
+    import shutil
+    folder = shutil.copytree(pack, tmp_path / "broken")
+    state = torch.load(folder / "sft_omni_64.pth", weights_only=True)
+    state["model.layers.1.mlp.down_proj.weight"].fill_(torch.inf)
+    torch.save(state, folder / "sft_omni_64.pth")
+    code, _, err, results = cli("--prompt", "Why?", "--max_new_tokens", 9, folder=folder)
+    assert code == 2 and results is None and err.count("\n") == 1 and "overflowed" in err
+    monkeypatch.setattr(sys, "stdin", io.StringIO("one\ntwo\n"))
+    code, out, _, results = cli("--interactive", "--max_new_tokens", 9, folder=folder)
+    assert code == 0 and results == [] and out.count("overflowed") == 2
+
+
 def test_missing_module_stops_with_its_download_command(pack, tmp_path):
     done = subprocess.run([sys.executable, eval_omni.__file__, "--load_from", str(pack), "--suite", "text", "audio", "--output_dir",
                            str(tmp_path / "o")], capture_output=True, text=True, cwd=tmp_path)
@@ -212,17 +232,55 @@ def test_speech_is_that_of_the_whole_clip(chat):
     assert 0 < answer.ttft_s <= answer.ttfa_s <= answer.total_s and answer.rtf == pytest.approx(answer.total_s / 0.96)
 
 
+def deltas(chat, params, ids, num_frames=0):
+    """What a session makes of steps with these text ids, then `num_frames` frames of the silent tail."""
+    session = Session(slot=0, row=0, request=Request(torch.zeros(9, 1, dtype=torch.long), params), prompt=torch.zeros(9, 1), codes=None,
+                      embedded=None, speaker=None, uniform=None, limit=params.max_new_tokens, detokenizer=Detokenizer(chat.tokenizer))
+    for text, frame in [*((i, None) for i in ids), *((None, [1] * 8) for _ in range(num_frames))]:
+        report = Report([0] * 9, text, frame, speaks=True, done=False, finite=True)
+        got = session.take(report, torch.zeros(1920), chat.config)
+        yield Delta(got.text, got.wav, got.codes, got.finish)
+    yield Delta(finish=Finish(Reason.ENDED, session.steps))
+
+
 def test_text_ends_at_the_stop_token_and_speech_runs_on(chat):
     ids = chat.tokenizer("blue 天", add_special_tokens=False)["input_ids"]
-    steps = [*(Step(i, None) for i in ids), Step(EOS, None), *(Step(None, [1] * 8) for _ in range(3))]
-    answer = listen(lambda: chat._deltas(iter(steps)), params_for(chat))
-    assert answer.text == "blue 天" and answer.num_frames == 3 and answer.ended
+    params = params_for(chat)
+    answer = listen(lambda: deltas(chat, params, [*ids, EOS], num_frames=3), params)
+    assert answer.text == "blue 天" and answer.num_frames == 3 and answer.audio_s == pytest.approx(0.24) and answer.ended
 
 
 def test_thinking_and_answer_are_told_apart(chat):
     ids = chat.tokenizer("hm.</think>\n\nblue", add_special_tokens=False)["input_ids"]
-    answer = listen(lambda: chat._deltas(Step(i, None) for i in [*ids, EOS]), params_for(chat, thinking=True, max_new_tokens=99))
+    params = params_for(chat, thinking=True, max_new_tokens=99)
+    answer = listen(lambda: deltas(chat, params, [*ids, EOS]), params)
     assert (answer.thinking, answer.text) == ("hm.", "blue")
+
+
+def test_a_reply_can_be_left_in_the_middle(chat):
+    question, params = [{"role": "user", "content": "Hi"}], params_for(chat, max_new_tokens=12)
+    first = chat.reply(question, params)
+    next(first)
+    with pytest.raises(EngineFull):
+        next(chat.reply(question, params))
+    first.close()
+    assert not chat.engine.busy and len(list(chat.reply(question, params))) == 12
+    never_started = chat.reply(question, params)
+    assert not chat.engine.busy and never_started is not None
+
+
+def test_a_conversation_that_is_kept_answers_the_same(chat):
+    params, replies, thought = params_for(chat, max_new_tokens=16, temperature=0.5), {}, []
+    for key in (None, "talk"):
+        messages = []
+        for turn in range(3):
+            messages.append({"role": "user", "content": f"Question {turn}?"})
+            answer = listen(lambda: chat.reply(messages, params, pick_voice(chat.voices, "ann"), conversation=key,
+                                               generator=torch.Generator().manual_seed(turn)), params)
+            messages.append({"role": "assistant", "content": answer.text})
+            thought.append(chat.engine.store.kept["talk"].num_thought if key else 0)
+        replies[key] = messages
+    assert replies[None] == replies["talk"] and 0 < thought[3] < thought[4] < thought[5]
 
 
 def test_prompt_holds_pads_for_audio_and_images_after_the_words(chat):

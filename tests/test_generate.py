@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from engine.generate import GenerationParams, Reply, generate, generate_naive
-from engine.sampling import keep_top_k, keep_top_p, penalize, sample
+from engine.sampling import penalize, pick, sample_codes, sample_text
 from model.model_omni import OmniConfig
 from model.sequence import build_prompt
 
@@ -116,20 +116,52 @@ def test_prompt_longer_than_the_model_is_refused(golden):
         next(generate(model, too_long, PARAMS))
 
 
+def draws_of_text(logits, **settings):
+    """How often each id comes when `logits` (V,) are sampled 20,000 times with evenly spread uniform numbers."""
+    n = 20_000
+    rows = {name: torch.full((n,), value) for name, value in {"temperature": 1.0, "top_p": 1.0, "penalty": 1.0, **settings}.items()}
+    uniform = torch.rand(n, generator=torch.Generator().manual_seed(0))
+    ids = sample_text(logits.expand(n, -1), torch.zeros(n, len(logits), dtype=torch.bool), uniform, **rows)
+    return ids.bincount(minlength=len(logits)) / n
+
+
 def test_sampling_follows_the_distribution():
-    logits = torch.tensor([2.0, 1.0, 0.0, -1.0]).expand(20000, 4)
-    draws = sample(logits, 0.7, generator=torch.Generator().manual_seed(0)).bincount(minlength=4) / 20000
-    torch.testing.assert_close(draws, (logits[0] / 0.7).softmax(-1), atol=0.015, rtol=0)
-    assert sample(logits, 0.0).unique().tolist() == [0]
+    logits = torch.tensor([1.0, 2.0, -1.0, 0.0])
+    torch.testing.assert_close(draws_of_text(logits, temperature=0.7), (logits / 0.7).softmax(-1), atol=0.015, rtol=0)
+    assert draws_of_text(logits, temperature=0.0).tolist() == [0, 1, 0, 0]
 
 
-def test_filters():
+def test_top_p_keeps_the_smallest_sufficient_set():
     logits = torch.tensor([3.0, 1.0, 2.0, 0.0])
-    assert keep_top_k(logits, 2).isfinite().tolist() == [True, False, True, False]
     probs = logits.softmax(-1)
-    assert keep_top_p(logits, probs[0].item() - 0.01).isfinite().tolist() == [True, False, False, False]
-    assert keep_top_p(logits, probs[0].item() + 0.01).isfinite().tolist() == [True, False, True, False]
-    assert torch.equal(keep_top_p(logits, 1.0), logits)
+    assert (draws_of_text(logits, top_p=probs[0].item() - 0.01) > 0).tolist() == [True, False, False, False]
+    kept = draws_of_text(logits, top_p=probs[0].item() + 0.01)
+    assert (kept > 0).tolist() == [True, False, True, False]
+    assert kept[0].item() == pytest.approx((probs[0] / (probs[0] + probs[2])).item(), abs=0.015)
+
+
+def test_top_k_and_greedy_are_per_row():
+    n = 9_000
+    logits = torch.tensor([[0.0, 3.0, 1.0, 2.0], [2.0, 1.0, 0.0, 3.0]])  # two codebooks
+    top_k, greedy = torch.tensor([1, 2, 4]).repeat(n // 3), torch.arange(n) % 2 == 0
+    uniform = torch.rand(n, 2, generator=torch.Generator().manual_seed(0))
+    codes = sample_codes(logits.expand(n, 2, 4), torch.full((n, 2, 3), -1), uniform, torch.ones(n), top_k, torch.ones(n), greedy)
+    seen = [{(k, book): set(codes[(top_k == k) & (greedy == g), book].tolist()) for k in (1, 2, 4) for book in (0, 1)} for g in (0, 1)]
+    assert seen[1] == {key: {(1, 3)[key[1]]} for key in seen[1]}
+    assert seen[0] == {(1, 0): {1}, (1, 1): {3}, (2, 0): {1, 3}, (2, 1): {3, 0}, (4, 0): {0, 1, 2, 3}, (4, 1): {0, 1, 2, 3}}
+
+
+def test_pick_never_leaves_the_ids():
+    mass = torch.tensor([[0.0, 1.0, 0.0], [0.3, 0.7, 0.0], [float("nan")] * 3])
+    assert pick(mass, torch.tensor([0.0, 1 - 2**-24, 0.5])).tolist()[:2] == [1, 1]
+    assert 0 <= pick(mass, torch.zeros(3))[2] <= 2
+
+
+@pytest.mark.parametrize("setting", [{"top_p": 0}, {"temperature": -1}, {"audio_top_k": 0}, {"audio_top_k": 65}, {"max_new_tokens": 0},
+                                     {"audio_temperature": 0}, {"temperature": float("nan")}])
+def test_settings_that_cannot_be_sampled_are_refused(setting):
+    with pytest.raises(ValueError, match=next(iter(setting))):
+        GenerationParams(newline_id=1, **setting)
 
 
 def test_penalty_counts_every_occurrence():

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from model.config import IGNORE
+from model.kv_cache import KVCache
 from model.model_omni import MiniMindOmni, OmniConfig, init_talker_from_thinker, inject, omni_loss
 
 
@@ -90,6 +91,26 @@ def test_cache_rows_stand_at_different_positions():
         alone = [model(ids[:1, :, :6]), model(torch.cat((ids[1:, :, :3], ids[1:, :, 5:6]), 2))]
     for row in range(2):
         torch.testing.assert_close(out.logits[row, -1], alone[row].logits[0, -1], atol=2e-5, rtol=0)
+
+
+def test_cache_rows_are_saved_loaded_moved_and_cleared_alone():
+    cache = KVCache([(2, 4), (1, 6)], batch=3, max_length=9, extra_width=5)
+    everything = [*cache.k, *cache.v]
+    for tensor in (*everything, cache.extra):
+        tensor.normal_(generator=torch.Generator().manual_seed(6))
+    cache.pos[:] = torch.tensor([4, 5, 6])
+    before = [t.clone() for t in (*everything, cache.extra)]
+    saved = cache.save_row(2, 6)
+    assert saved.num_bytes == 4 * 6 * (2 * (2 * 4 + 6) + 5)
+    cache.clear_row(2, 6)
+    assert cache.pos.tolist() == [4, 5, 0] and not any(t[2, :, :6].any() for t in everything)
+    cache.load_row(2, saved, 5)
+    assert all(torch.equal(t[2, :, :5], b[2, :, :5]) for t, b in zip(everything, before))
+    cache.move_row(1, 0, 5)
+    assert cache.pos.tolist() == [5, 5, 0]
+    assert all(torch.equal(t[0, :, :5], b[1, :, :5]) and torch.equal(t[0, :, 5:], b[0, :, 5:]) for t, b in zip(everything, before))
+    assert torch.equal(cache.extra[0, :5], before[-1][1, :5])
+    assert all(torch.equal(t[1], b[1]) for t, b in zip(everything, before)), "the others are as they were"
 
 
 def test_full_cache_is_refused():

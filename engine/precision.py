@@ -1,0 +1,89 @@
+"""Number formats of inference: which one, and a linear layer in each of them.
+
+- fp32, bf16, fp16: weights, activations of the matrix products and cache in that type; norms, residuals and logits stay float32.
+- int8: weights in int8 with one scale per output, halving bf16's traffic again; activations and cache in bf16.
+- `auto`: fp32 on CPUs, where the others' quality has not been measured yet; bf16 on GPUs, fp16 on those without it.
+"""
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+DTYPES = ("auto", "fp32", "bf16", "fp16", "int8")
+
+
+@dataclass(frozen=True)
+class Precision:
+    """name as in DTYPES; `activations` is the type of matrix-product inputs and of the cache; int8 tells how weights are kept."""
+    name: str
+    activations: torch.dtype
+    int8: bool = False
+
+
+def choose(name: str, device: torch.device) -> Precision:
+    """The precision called `name` on `device`. ValueError for an unknown name or one that the device cannot run."""
+    if name == "auto":
+        name = "fp32" if device.type == "cpu" else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    if name == "fp32":
+        return Precision(name, torch.float32)
+    if name == "bf16":
+        return Precision(name, torch.bfloat16)
+    if name == "fp16" and device.type != "cpu":
+        return Precision(name, torch.float16)
+    if name == "int8":
+        return Precision(name, torch.bfloat16, int8=True)  # torch's int8 kernel takes five times as long with float32 on the other side
+    raise ValueError(f"--dtype {name} on {device.type}: choose from {', '.join(DTYPES)} (fp16 on GPUs only)")
+
+
+def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """(..., out, in) -> int8 of the same shape and scales (..., out) float32: symmetric, one scale per output."""
+    scale = weight.float().abs().amax(-1).clamp(min=1e-12) / 127
+    return (weight.float() / scale[..., None]).round().clamp(-127, 127).to(torch.int8), scale
+
+
+class Matrix(nn.Module):
+    """y = x @ weight.T + bias, (..., in) of any float type -> (..., out) in the precision's activation type."""
+
+    def __init__(self, weight: Tensor, precision: Precision, bias: Tensor | None = None):
+        super().__init__()
+        self.dtype, self.int8 = precision.activations, precision.int8
+        if self.int8:
+            weight, scale = quantize(weight)
+            self.register_buffer("scale", scale.to(self.dtype))
+        self.register_buffer("weight", (weight if self.int8 else weight.to(self.dtype)).contiguous().clone())
+        self.register_buffer("bias", None if bias is None else bias.to(self.dtype, copy=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.to(self.dtype)
+        if not self.int8:
+            return F.linear(x, self.weight, self.bias)
+        y = _int8_linear(x.flatten(0, -2), self.weight, self.scale).view(*x.shape[:-1], -1)
+        return y if self.bias is None else y + self.bias
+
+
+class MatrixBank(nn.Module):
+    """K matrices applied to K inputs at once: (K, N, in) -> (K, N, out)."""
+
+    def __init__(self, weights: Tensor, precision: Precision):
+        super().__init__()
+        self.dtype, self.int8 = precision.activations, precision.int8
+        if self.int8:
+            weights, scale = quantize(weights)
+            self.register_buffer("scale", scale.to(self.dtype))
+        else:
+            weights = weights.to(self.dtype)
+        self.register_buffer("weights", weights.contiguous().clone())  # (K, out, in)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.to(self.dtype)
+        if not self.int8:
+            return torch.bmm(x, self.weights.transpose(1, 2))
+        return torch.stack([_int8_linear(*parts) for parts in zip(x, self.weights, self.scale)])
+
+
+def _int8_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """x (N, in) @ int8 weight (out, in).T, scaled per output."""
+    if x.device.type == "cpu":  # reads the weights as int8; elsewhere the compiler fuses the conversion into the product
+        return torch._weight_int8pack_mm(x.contiguous(), weight, scale)
+    return F.linear(x, weight.to(x.dtype)) * scale

@@ -1,0 +1,87 @@
+"""Runs `decode_frame` eagerly, compiled, or as CUDA graphs, over as few rows and as little of the cache as the sessions need.
+
+- Rows are rounded up to a power of two, and where shapes must repeat the length is, too: a handful of shapes covers everything.
+- "graph": one CUDA graph per shape, captured when first needed. Capturing warms up with all rows inactive, so it changes nothing.
+- "compile": torch.compile with static shapes; the first step of each shape takes a while.
+- Not yet measured on a GPU.
+"""
+import torch
+from torch import Tensor
+
+from engine.network import Network
+from engine.rows import Rows, decode_frame
+from model.kv_cache import KVCache
+from model.mimi import Mimi, MimiState
+
+MODES = ("eager", "compile", "graph")
+SHORTEST = 256  # cache positions of the smallest repeated shape
+WARM_UPS = 3  # runs before a capture: libraries choose and allocate their workspaces in the first ones
+MAX_SHAPES = 64  # row counts x lengths x with or without codec
+
+
+class Stepper:
+    """One step of the first rows: `run(count, end, speak)` -> its packed result on the CPU (see rows.read_report)."""
+
+    def __init__(self, network: Network, cache: KVCache, rows: Rows, mimi: Mimi | None, mimi_state: MimiState | None, mode: str):
+        assert mode in MODES, mode
+        self.network, self.cache, self.rows, self.mimi, self.mimi_state, self.mode = network, cache, rows, mimi, mimi_state, mode
+        self.slots = rows.active.shape[0]
+        self.indices = torch.arange(self.slots, device=cache.pos.device)
+        self.graphs: dict[tuple, tuple] = {}
+        self.host: dict[tuple, Tensor] = {}
+        # one memory pool for all graphs: they never run at once, and a result is copied before the next one starts
+        self.pool = torch.cuda.graph_pool_handle() if mode == "graph" else None
+        self.decode = torch.compile(decode_frame, dynamic=False) if mode == "compile" else decode_frame
+
+    def rows_for(self, count: int) -> int:
+        """How many rows a step for `count` of them runs over."""
+        return min(1 << max(count - 1, 0).bit_length(), self.slots)
+
+    def run(self, count: int, end: int, speak: bool) -> Tensor:
+        """Step the first `count` rows, none of which stands at cache position `end` or beyond; `speak`: run the codec, too."""
+        count = self.rows_for(count)
+        if self.mode != "eager":
+            end = min(max(SHORTEST, 1 << (end - 1).bit_length()), self.cache.max_length)
+        key = (count, end, speak and self.mimi is not None)
+        if self.mode == "graph":
+            return self._to_host(key, self._replay(key))
+        if self.mode == "compile":
+            with torch._dynamo.config.patch(recompile_limit=MAX_SHAPES):
+                return self._to_host(key, self.decode(*self._arguments(*key)))
+        return self._to_host(key, self.decode(*self._arguments(*key)))
+
+    def _arguments(self, count: int, end: int, speak: bool) -> tuple:
+        codec = (self.mimi, self.mimi_state.first(count)) if speak else (None, None)
+        return self.network, self.cache, self.rows.first(count), self.indices[:count], end, *codec
+
+    def _replay(self, key: tuple) -> Tensor:
+        if key not in self.graphs:
+            self.graphs[key] = self._capture(self._arguments(*key))
+        graph, result = self.graphs[key]
+        graph.replay()
+        return result
+
+    def _capture(self, arguments: tuple) -> tuple:
+        active = self.rows.active.clone()
+        self.rows.active.zero_()
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UPS):
+                decode_frame(*arguments)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool):
+            result = decode_frame(*arguments)
+        self.rows.active.copy_(active)
+        return graph, result
+
+    def _to_host(self, key: tuple, result: Tensor) -> Tensor:
+        """The one copy of a step; on a GPU into pinned memory, which the next step of this shape overwrites."""
+        if not result.is_cuda:
+            return result
+        if key not in self.host:
+            self.host[key] = torch.empty(result.shape, dtype=result.dtype, pin_memory=True)
+        self.host[key].copy_(result, non_blocking=True)
+        torch.cuda.current_stream().synchronize()
+        return self.host[key]

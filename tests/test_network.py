@@ -1,0 +1,93 @@
+"""engine/network.py: the rearranged weights compute what the model computes, in any chunks, at any rows, in any precision."""
+import pytest
+import torch
+from test_model import tiny
+
+from engine.network import Network, Place
+from engine.precision import Precision, choose, quantize
+
+CPU = torch.device("cpu")
+
+
+def run(network, ids, speaker, splits, rows=(2, 0), lag=0):
+    """Logits of every position of ids (B, 9, T) written to `rows` of a larger cache in chunks; the Talker `lag` chunks behind."""
+    B, _, T = ids.shape
+    cache, rows = network.new_cache(3, 40), torch.tensor(rows)
+    for tensor in (*cache.k, *cache.v):
+        tensor.uniform_(-1, 1)  # what other sessions left behind
+    vectors = torch.stack([network.embed_speaker(s) for s in speaker])
+    hidden, bridges, spoken, places, start = [], [], [], [], 0
+    for n in splits:
+        positions = torch.arange(start, start + n).expand(B, n)
+        places.append((start, Place(cache, rows, rows, positions, start + n)))
+        x, bridge = network.think(network.embed_text(ids[:, 8, start:start + n]), places[-1][1])
+        hidden.append(x)
+        bridges.append(bridge)
+        start += n
+        if len(bridges) > lag:
+            spoken.append(talk(network, ids, bridges, places, vectors, len(spoken)))
+    while len(spoken) < len(splits):
+        spoken.append(talk(network, ids, bridges, places, vectors, len(spoken)))
+    hidden, spoken = torch.cat(hidden, 1), torch.cat(spoken, 1)
+    return network.text_logits(hidden.flatten(0, 1)).view(B, T, -1), network.code_logits(spoken.flatten(0, 1)).view(B, T, 8, -1)
+
+
+def talk(network, ids, bridges, places, vectors, chunk):
+    start, place = places[chunk]
+    return network.talk(ids[:, :8, start:start + bridges[chunk].shape[1]], bridges[chunk], vectors,
+                        torch.ones(len(vectors), dtype=torch.bool), place)
+
+
+def example(moe=False, **fields):
+    model = tiny(use_moe=moe, **fields)
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(0, 60, (2, 9, 20), generator=generator)
+    ids[:, :8, 4] = model.config.audio_spk_token
+    speaker = torch.randn(2, 192, generator=generator)
+    with torch.no_grad():
+        out = model(ids, spk_emb=speaker)
+    return model, ids, speaker, out
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("moe", [False, True])
+@pytest.mark.parametrize("splits, lag", [([20], 0), ([1] * 20, 0), ([7, 1, 1, 11], 2)])
+def test_network_is_the_model(moe, splits, lag):
+    model, ids, speaker, out = example(moe)
+    text, codes = run(Network(model, choose("fp32", CPU), 40), ids, speaker, splits, lag=lag)
+    torch.testing.assert_close(text, out.logits, atol=3e-5, rtol=0)
+    torch.testing.assert_close(codes, out.audio_logits.permute(0, 2, 1, 3), atol=3e-5, rtol=0)
+
+
+@torch.inference_mode()
+def test_network_of_unequal_stacks():
+    model, ids, speaker, out = example(talker_hidden_size=32, num_attention_heads=4, num_key_value_heads=1)
+    text, codes = run(Network(model, choose("fp32", CPU), 40), ids, speaker, [13, 7])
+    torch.testing.assert_close(text, out.logits, atol=3e-5, rtol=0)
+    torch.testing.assert_close(codes, out.audio_logits.permute(0, 2, 1, 3), atol=3e-5, rtol=0)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("moe", [False, True])
+@pytest.mark.parametrize("name, tolerance", [("bf16", 0.03), ("int8", 0.05), ("int8-fp32", 0.03)])
+def test_precisions_stay_close(moe, name, tolerance):
+    model, ids, speaker, out = example(moe)
+    precision = Precision("int8", torch.float32, True) if name == "int8-fp32" else choose(name, CPU)
+    text, codes = run(Network(model, precision, 40), ids, speaker, [12, 8])
+    assert text.dtype == codes.dtype == torch.float32
+    for got, exact in ((text, out.logits), (codes, out.audio_logits.permute(0, 2, 1, 3))):
+        assert 0 < (got - exact).norm() < tolerance * exact.norm()
+
+
+def test_quantisation_error_is_at_most_half_a_step():
+    weight = torch.randn(5, 3, 16, generator=torch.Generator().manual_seed(0))
+    weight[0, 0] = 0
+    whole, scale = quantize(weight)
+    assert whole.dtype == torch.int8 and ((whole * scale[..., None] - weight).abs() <= scale[..., None] * 0.501).all()
+
+
+def test_unknown_precisions_are_refused():
+    assert choose("auto", CPU).name in ("fp32", "bf16", "int8")
+    for name in ("fp8", "fp16"):
+        with pytest.raises(ValueError, match=name):
+            choose(name, CPU)
