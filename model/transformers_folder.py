@@ -53,6 +53,10 @@ def config_from_json(values: dict) -> OmniConfig:
     own = {f.name for f in fields(OmniConfig)}
     known = {key: value for key, value in values.items() if key in own}
     known["use_moe"] = bool(known.get("use_moe", False))
+    for key, value in known.items():
+        kind = type(getattr(OmniConfig(), key))
+        if value is not None and not isinstance(value, (int, float) if kind is float else kind):
+            raise ValueError(f"{key} is {value!r}, which is no {kind.__name__}")
     config = OmniConfig(**{**known, **_rope(values)})
     required = {**FIXED, "head_dim": config.head_dim, "moe_intermediate_size": config.intermediate_size}
     for key, value in required.items():
@@ -82,8 +86,8 @@ def _rope(values: dict) -> dict:
     return found
 
 
-def config_to_json(config: OmniConfig, dtype: str, modelling_file: str, frozen_dir: str = "model") -> dict:
-    """The keys of a config.json. dtype: the stored weights' ("float16", ...). modelling_file: stem of the .py with the classes.
+def config_to_json(config: OmniConfig, modelling_file: str, frozen_dir: str = "model") -> dict:
+    """The keys of a config.json. modelling_file: stem of the .py with the classes.
 
     frozen_dir: where the frozen modules lie for the program that serves the folder; this project does not read it.
     """
@@ -94,7 +98,7 @@ def config_to_json(config: OmniConfig, dtype: str, modelling_file: str, frozen_d
         **FIXED,
         "head_dim": config.head_dim,
         "rope_scaling": None,  # YaRN is said by inference_rope_scaling; Transformers 5 would rewrite a dict here
-        "dtype": dtype,
+        "dtype": "float32",  # to compute in, as load_model does; Transformers 5 would take the half precision of the file
         "tokenizer_class": "PreTrainedTokenizerFast",
         **{key: f"{frozen_dir}/{name}" for key, name in ENCODERS.items()},
         "code2wav_config": {"mimi_path": f"{frozen_dir}/{CODEC}", "codec_num_code_layers": NUM_CODEBOOKS,
