@@ -157,14 +157,15 @@ class Chat:
     @classmethod
     def load(cls, folder: str | Path, weights: str | Path, config: OmniConfig | None = None, device="cpu",
              decode_audio: bool = True) -> "Chat":
-        """Load tokenizer, codec and voices from `folder`, the model from the file `weights` (`config` if it has no sidecar).
+        """Load tokenizer, codec and voices from `folder`, the model from `weights`: a file (`config` if it has no sidecar), or a
+        Transformers folder.
 
         FileNotFoundError and ValueError name the missing or broken file and the remedy.
         """
         folder = Path(folder)
         if decode_audio:
             require_part(folder, MIMI, "speech")
-        tokenizer = load_tokenizer(folder)
+        tokenizer = load_tokenizer(weights if Path(weights).is_dir() else folder)  # a Transformers folder has its own
         model = load_model(weights, config=config, device=device)
         mimi = Mimi.load(folder / MIMI, device, encoder=False) if decode_audio else None
         voices = load_voices(folder / VOICES, model.config) if (folder / VOICES).exists() else {}

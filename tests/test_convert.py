@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_pack import make_tiny_pack
 from transformers import PreTrainedTokenizerFast
 
+import eval_omni
 from model.checkpoint import load_model, load_weights, save_atomic, save_model
 from model.config import OmniConfig
 from model.model_omni import MiniMindOmni
@@ -86,6 +88,31 @@ def test_wrong_requests_are_refused_in_one_line(tmp_path, tokenizer_dir, capsys)
         assert not (tmp_path / "new" / "config.json").exists()
     assert convert(path, tmp_path / "folder", *tokenizer) == 0
     assert convert(tmp_path / "folder", tmp_path / "again") == 2 and "must be a .pth file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin", "with its own codec"])
+def test_the_command_line_talks_to_a_folder(tmp_path, monkeypatch, kind):
+    pack, folder = make_tiny_pack(tmp_path / "pack"), tmp_path / "minimind-3o"
+    assert convert(pack / "sft_omni_64.pth", folder, "--tokenizer", pack, "--bin") == 0
+    if kind == "bin":
+        (folder / "model.safetensors").unlink()
+    if kind == "with its own codec":
+        for name in ("mimi", "voices.pt"):
+            (pack / name).rename(folder / name)
+    else:
+        monkeypatch.setattr(eval_omni, "RELEASED", pack)
+
+    def ask(load_from, *options):
+        assert eval_omni.main(["--load_from", str(load_from), "--device", "cpu", "--output_dir", str(tmp_path / "o"), "--prompt", "Hi",
+                               "--temperature", "1", "--max_new_tokens", "12", *options]) == 0
+        return json.loads((tmp_path / "o" / "results.json").read_text())["results"][0]
+
+    got = ask(folder)
+    assert got["voice"] == "ann" and got["audio_s"] > 0
+    if kind != "with its own codec":
+        assert got["reply"] == ask(pack, "--save_dir", str(pack))["reply"]
+    (folder / "config.json").write_text("{}")
+    assert eval_omni.main(["--load_from", str(folder), "--decode_audio", "0", "--prompt", "Hi"]) == 2
 
 
 # ---- what Transformers computes from a folder
