@@ -57,7 +57,7 @@ def number(kind, low, high=math.inf, *, open_low=False):
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
     model = parser.add_argument_group("model")
-    model.add_argument("--load_from", help="'model' for the released model, or the folder of a pack or in Transformers format (default: model/nano)")
+    model.add_argument("--load_from", help="'model' for the released model, or a pack's or Transformers folder (default: model/nano)")
     model.add_argument("--save_dir", help="folder of the weights (default: the pack itself; out/ for the released model)")
     model.add_argument("--weight", help="weights' name without size, e.g. sft_omni (default: the one the folder has)")
     model.add_argument("--use_moe", type=int, choices=(0, 1), help="1: the mixture-of-experts weights")
