@@ -154,7 +154,8 @@ def check(parts: list[Part], root: Path) -> bool:
     good = True
     for part in parts:
         whole, words = state_of(part, root)
-        print(f"{'ok     ' if whole else 'NOT OK '} {part.name:<12} {words}" + (f" ({stored(part, root):.0f} MB)" if whole else ""), flush=True)
+        size = f" ({stored(part, root):.0f} MB)" if whole else ""
+        print(f"{'ok     ' if whole else 'NOT OK '} {part.name:<12} {words}{size}", flush=True)
         good &= whole
     if not good:
         print("fetch what is missing with: python -m scripts.download_models [PART ...]", file=sys.stderr)
