@@ -100,6 +100,7 @@ class MiniMindOmni(PreTrainedModel, GenerationMixin):
     base_model_prefix = "model"
     supports_gradient_checkpointing = False
     _supports_sdpa = True
+    _no_split_modules = ["Block"]
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # 4.57 reads the keys only
     _split, _embed, _aux_loss = NativeOmni._split, NativeOmni._embed, NativeOmni._aux_loss
 
