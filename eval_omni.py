@@ -197,7 +197,7 @@ def load_session(args, folder: Path) -> tuple[Session, str]:
     use_moe = None if args.use_moe is None else bool(args.use_moe)
     weights = transformers_folder(args) or find_weights(weights_dir, args.weight, args.hidden_size, use_moe)
     device = pick_device(args.device)
-    config = None if weights.is_dir() else released_config(weights, args.num_hidden_layers)
+    config = released_config(weights, args.num_hidden_layers)
     chat = Chat.load(folder, weights, config, device, decode_audio=bool(args.decode_audio))
     chat.use_few_threads()
     world = "nano" if chat.config.vocab_size < OmniConfig.vocab_size else "general"

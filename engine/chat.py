@@ -157,8 +157,7 @@ class Chat:
     @classmethod
     def load(cls, folder: str | Path, weights: str | Path, config: OmniConfig | None = None, device="cpu",
              decode_audio: bool = True) -> "Chat":
-        """Load tokenizer, codec and voices from `folder`, the model from `weights`: a file (`config` if it has no sidecar), or a
-        Transformers folder.
+        """Load tokenizer, codec and voices from `folder`, the model from the file `weights` (`config` if it has no sidecar).
 
         FileNotFoundError and ValueError name the missing or broken file and the remedy.
         """

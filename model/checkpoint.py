@@ -118,7 +118,12 @@ def save_model(model: MiniMindOmni, path: str | Path, extra: dict | None = None)
 
 
 def read_sidecar(path: str | Path) -> dict | None:
-    """The JSON beside the weights at `path`, or None when there is none (released weights have none)."""
+    """What is known of the weights at `path`: the JSON beside a .pth, or None when there is none (released weights have none).
+
+    A Transformers folder always has its config.json; it is given in the same form, {"config": OmniConfig's fields}.
+    """
+    if Path(path).is_dir():
+        return {"config": read_config(path).to_dict()}
     path = Path(path).with_suffix(".json")
     return json.loads(path.read_text()) if path.is_file() else None
 
@@ -129,13 +134,10 @@ def load_model(path: str | Path, config: OmniConfig | None = None, device: str |
 
     Sizes come from the sidecar or config.json; without one, from `config` (default: the released ones).
     """
-    if Path(path).is_dir():
-        config, state = read_config(path), load_folder(path)
-    else:
-        state = load_weights(path)
-        sidecar = read_sidecar(path)
-        if sidecar is not None:
-            config = OmniConfig.from_dict(sidecar["config"])
+    state = load_folder(path) if Path(path).is_dir() else load_weights(path)
+    sidecar = read_sidecar(path)
+    if sidecar is not None:
+        config = OmniConfig.from_dict(sidecar["config"])
     model = MiniMindOmni(config or OmniConfig())
     try:
         load_strict(model, state)
