@@ -1,7 +1,8 @@
 """Talk to MiniMind-O on the command line: text, speech and pictures in, streamed text and 24 kHz speech out.
 
 - Without arguments: every suite the shipped nano pack can run. `--prompt` asks one question, `--interactive` holds a conversation.
-- `--load_from model` talks to the released model (weights in out/, tokenizer and frozen modules in model/).
+- `--load_from model` talks to the released model (weights in out/, tokenizer and frozen modules in model/), `--load_from FOLDER` to
+  another pack or to a Transformers folder of MiniMind-O (frozen modules in it, or in model/).
 - Speech is decoded while it is generated; each reply's times, WAV and a results.json are kept in --output_dir.
 - Exit codes: 0 done, 2 wrong input or a missing module (one line on stderr says which and the remedy), 130 interrupted.
 
@@ -26,6 +27,7 @@ from evals.cases import SUITES, Case, cases_for, parse_suites
 from model.audio import read_audio, write_wav
 from model.checkpoint import save_json
 from model.config import INPUT_RATE, SAMPLE_RATE, OmniConfig
+from model.transformers_folder import is_transformers_folder
 
 ROOT = Path(__file__).resolve().parent
 NANO_PACK, RELEASED, RELEASED_WEIGHTS = ROOT / "model" / "nano", ROOT / "model", ROOT / "out"
@@ -57,7 +59,7 @@ def number(kind, low, high=math.inf, *, open_low=False):
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
     model = parser.add_argument_group("model")
-    model.add_argument("--load_from", help="'model' for the released model, or a pack's folder (default: the nano pack, model/nano)")
+    model.add_argument("--load_from", help="'model' for the released model, or a pack's or Transformers folder (default: model/nano)")
     model.add_argument("--save_dir", help="folder of the weights (default: the pack itself; out/ for the released model)")
     model.add_argument("--weight", help="weights' name without size, e.g. sft_omni (default: the one the folder has)")
     model.add_argument("--use_moe", type=int, choices=(0, 1), help="1: the mixture-of-experts weights")
@@ -145,6 +147,14 @@ def locate(text: str) -> Path:
     return path if path.exists() or not (ROOT / path).exists() else ROOT / path
 
 
+def transformers_folder(args) -> Path | None:
+    """The folder in Transformers format that --load_from names, if it is one."""
+    if args.load_from in (None, "model"):
+        return None
+    folder = locate(args.load_from)
+    return folder if is_transformers_folder(folder) else None
+
+
 def pack_folder(args) -> Path:
     if args.load_from is None:
         if not NANO_PACK.is_dir():
@@ -153,7 +163,7 @@ def pack_folder(args) -> Path:
     folder = RELEASED if args.load_from == "model" else locate(args.load_from)
     if not folder.is_dir():
         raise FileNotFoundError(f"--load_from {args.load_from}: no such folder; give 'model' or the folder of a pack")
-    return folder
+    return RELEASED if transformers_folder(args) and not (folder / MIMI).is_dir() else folder
 
 
 def check_inputs(args, folder: Path) -> None:
@@ -188,7 +198,7 @@ def load_session(args, folder: Path) -> tuple[Session, str]:
     released = folder == RELEASED
     weights_dir = locate(args.save_dir) if args.save_dir else RELEASED_WEIGHTS if released else folder
     use_moe = None if args.use_moe is None else bool(args.use_moe)
-    weights = find_weights(weights_dir, args.weight, args.hidden_size, use_moe)
+    weights = transformers_folder(args) or find_weights(weights_dir, args.weight, args.hidden_size, use_moe)
     device = pick_device(args.device)
     config = released_config(weights, args.num_hidden_layers)
     chat = Chat.load(folder, weights, config, device, decode_audio=bool(args.decode_audio), dtype=args.dtype)

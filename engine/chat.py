@@ -175,7 +175,7 @@ class Chat:
         folder = Path(folder)
         if decode_audio:
             require_part(folder, MIMI, "speech")
-        tokenizer = load_tokenizer(folder)
+        tokenizer = load_tokenizer(weights if Path(weights).is_dir() else folder)  # a Transformers folder has its own
         model = load_model(weights, config=config, device=device)
         mimi = Mimi.load(folder / MIMI, device, encoder=False) if decode_audio else None
         voices = load_voices(folder / VOICES, model.config) if (folder / VOICES).exists() else {}

@@ -5,7 +5,7 @@
   Beside each lies `<same>.json` with its OmniConfig and whatever the writer adds (training arguments, step, losses).
 - `load_strict` has no silent skipping: missing, unexpected and mismatched keys are listed. What may be absent is an explicit
   list of prefixes, and a part (say the Talker) must then be absent as a whole.
-- Everything is read with `weights_only=True`: a checkpoint from a stranger cannot run code.
+- What is read, .pth or Transformers folder, and which old key names are understood, is weight_files.py's part.
 """
 import json
 import os
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from model.config import OmniConfig
 from model.model_omni import MiniMindOmni
+from model.transformers_folder import read_config
+from model.weight_files import load_folder, load_weights, migrate
 
 MAX_NAMED = 8  # keys a report lists per kind before it only counts
 
@@ -53,23 +55,10 @@ def remove_leftovers(path: str | Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def load_weights(path: str | Path, map_location: str | torch.device = "cpu") -> dict:
-    """The object saved at `path`. FileNotFoundError names the folder's checkpoints; ValueError says the file is unreadable."""
-    path = Path(path)
-    if not path.is_file():
-        there = sorted(p.name for p in path.parent.glob("*.pth"))
-        raise FileNotFoundError(f"no checkpoint {path}; {path.parent} holds {there or 'no .pth file'}")
-    try:
-        return torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:  # damaged bytes lead the unpickler to struct.error, KeyError, IndexError, ...
-        raise ValueError(f"{path} is not a readable checkpoint ({type(error).__name__}); fetch or write it again") from error
+def check_state(model: nn.Module, state: dict[str, Tensor], allow_missing_prefixes: tuple[str, ...] = ()) -> set[str]:
+    """The allowed prefixes that `state` lacks as a whole. ValueError lists every missing, unexpected and mismatched key.
 
-
-def load_strict(model: nn.Module, state: dict[str, Tensor], allow_missing_prefixes: tuple[str, ...] = ()) -> set[str]:
-    """Copy `state` into `model` (dtypes are converted). Returns the allowed prefixes that `state` lacks.
-
-    A prefix in `allow_missing_prefixes` (such as "talker.") may be absent as a whole; half of it is an error.
-    Raises ValueError listing every missing, unexpected and mismatched key; the model is then untouched.
+    Only names and shapes count, so that `model` may lie on the meta device.
     """
     own = model.state_dict()
     absent = {prefix for prefix in allow_missing_prefixes if not any(key.startswith(prefix) for key in state)}
@@ -82,6 +71,18 @@ def load_strict(model: nn.Module, state: dict[str, Tensor], allow_missing_prefix
     if problems:
         raise ValueError("the weights do not fit the model\n  " + "\n  ".join(problems)
                          + "\n  (check hidden_size, num_hidden_layers, use_moe and the talker's size)")
+    return absent
+
+
+def load_strict(model: nn.Module, state: dict[str, Tensor], allow_missing_prefixes: tuple[str, ...] = ()) -> set[str]:
+    """Copy `state` into `model` (dtypes are converted, old key names migrated). Returns the allowed prefixes that `state` lacks.
+
+    A prefix in `allow_missing_prefixes` (such as "talker.") may be absent as a whole; half of it is an error.
+    Raises ValueError listing every missing, unexpected and mismatched key; the model is then untouched.
+    """
+    state = migrate(state)
+    absent = check_state(model, state, allow_missing_prefixes)
+    own = model.state_dict()
     with torch.no_grad():
         for key, value in state.items():
             own[key].copy_(value)
@@ -117,15 +118,23 @@ def save_model(model: MiniMindOmni, path: str | Path, extra: dict | None = None)
 
 
 def read_sidecar(path: str | Path) -> dict | None:
-    """The JSON beside the weights at `path`, or None when there is none (released weights have none)."""
+    """What is known of the weights at `path`: the JSON beside a .pth, or None when there is none (released weights have none).
+
+    A Transformers folder always has its config.json; it is given in the same form, {"config": OmniConfig's fields}.
+    """
+    if Path(path).is_dir():
+        return {"config": read_config(path).to_dict()}
     path = Path(path).with_suffix(".json")
     return json.loads(path.read_text()) if path.is_file() else None
 
 
 def load_model(path: str | Path, config: OmniConfig | None = None, device: str | torch.device = "cpu",
                dtype: torch.dtype = torch.float32) -> MiniMindOmni:
-    """The model at `path`, in eval mode. Sizes come from the sidecar; without one, from `config` (default: the released ones)."""
-    state = load_weights(path)
+    """The model at `path`, a .pth file or a Transformers folder, in eval mode.
+
+    Sizes come from the sidecar or config.json; without one, from `config` (default: the released ones).
+    """
+    state = load_folder(path) if Path(path).is_dir() else load_weights(path)
     sidecar = read_sidecar(path)
     if sidecar is not None:
         config = OmniConfig.from_dict(sidecar["config"])
