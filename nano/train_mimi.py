@@ -221,6 +221,17 @@ class Run:
         self._set_books()
         log.info("variance left after 1..8 books: %s", " ".join(f"{share:.4f}" for share in left))
 
+    @torch.no_grad()
+    def start_from(self, folder):
+        """Begin with the networks of a codec folder whose books are ours (see use_targets); ValueError when they are not."""
+        state = MimiModel.from_pretrained(folder, dtype=torch.float32).state_dict()
+        books = torch.stack([state[key] for key in sorted(state) if "semantic" in key and key.endswith("embed_sum")])
+        if books.shape != self.books.shape or not torch.allclose(books.to(self.books), self.books, atol=1e-2):
+            raise ValueError(f"{folder} has other books than the run's targets.pt: put the targets it was trained with into --out")
+        for model in (self.model, self.average):
+            model.load_state_dict(state)
+        self._set_books()
+
     def use_targets(self, path):
         """Take the codes of another run's targets.pt, so that what was encoded with them stays valid; ValueError for other sizes."""
         targets = Analyser.load(path, self.device)
@@ -352,11 +363,11 @@ def learning_rate(progress, options):
 
 
 def train(options, speech, out, device="cpu", steps=None, minutes=None, log_interval=50, save_interval=2000, stop_after=None,
-          use_compile=False):
+          use_compile=False, start_from=None):
     """Train (or continue) in folder `out`: checkpoint.pt, curve.csv, curve.png, plain/ and mimi/, the codec. Returns the Run.
 
     The run's length is `steps` or, for a lent machine, `minutes` of training in all. `stop_after` ends this call after that many
-    steps as a kill would, for tests.
+    steps as a kill would, for tests. `start_from` is a codec folder to begin with instead of random networks.
     """
     if (steps is None) == (minutes is None):
         raise ValueError("give either steps or minutes")
@@ -372,6 +383,8 @@ def train(options, speech, out, device="cpu", steps=None, minutes=None, log_inte
         else:
             run.fit()
             save_checkpoint({"space": asdict(run.space), "books": run.books}, out / "targets.pt")
+        if start_from:
+            run.start_from(start_from)
         save_checkpoint(run.state(), checkpoint)
     rows, clock = [], time.perf_counter() - run.seconds
     _trim_curve(out / "curve.csv", run.step)
@@ -454,6 +467,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--speech", default="out/nano/speech", help="folder of nano.speech's shards")
     parser.add_argument("--out", default="out/nano/codec")
+    parser.add_argument("--start_from", help="a codec folder to go on from, its targets.pt being in --out")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--steps", type=int, help="length of the run in steps")
     parser.add_argument("--minutes", type=float, help="length of the run in minutes of training")
@@ -474,7 +488,7 @@ def main():
     speech = read_speech(args.speech)
     print(f"{len(speech) / INPUT_RATE / 3600:.2f} h of speech on {args.device}")
     run = train(options, speech, args.out, args.device, args.steps, args.minutes, args.log_interval, args.save_interval,
-                use_compile=bool(args.use_compile))
+                use_compile=bool(args.use_compile), start_from=args.start_from)
     memory = f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB of GPU memory" if args.device.startswith("cuda") else ""
     print(f"{run.step} steps in {run.seconds / 60:.1f} min{memory}; the codec is in {args.out}/mimi")
 

@@ -271,7 +271,7 @@ def test_rows_are_read_by_the_dataset(talks, tmp_path):
     recorded = {u: u.text.encode() for turns in asked for u in turns}
     codes = fake_codes(text for talk in some for text in build_a2a.replies(talk))
     codes[build_a2a.replies(some[0])[0]].clear()
-    pool = {voice: [(Utterance("other", voice), np.ones((8, 30), np.int16), np.ones(192, np.float32))] for voice in TRAIN_VOICES}
+    pool = {(voice, 1.0): [(Utterance("other", voice), np.ones((8, 30), np.int16), np.ones(192, np.float32))] for voice in TRAIN_VOICES}
     write_rows(build_a2a.rows(some, asked, recorded, codes, pool, 0), len(some), tmp_path / "rows.parquet")
     rows = ParquetRows(tmp_path / "rows.parquet", 512, 192)
     assert len(rows) == 10
