@@ -206,6 +206,19 @@ def test_another_run_can_learn_the_same_codes(out, speech, tmp_path):
         train_mimi.Run(replace(TINY, codes=8), speech, "cpu").use_targets(out / "targets.pt")
 
 
+def test_a_run_goes_on_from_a_folder(out, speech):
+    """The folder's networks, the exact books of the targets; a folder with other books is refused."""
+    run = train_mimi.Run(replace(TINY, seed=7), speech, "cpu")
+    run.use_targets(out / "targets.pt")
+    run.start_from(out / "mimi")
+    whole = train_mimi.MimiModel.from_pretrained(out / "mimi").state_dict()
+    assert all(torch.equal(value, run.model.state_dict()[name]) for name, value in whole.items() if "codebook" not in name)
+    assert torch.equal(run.books, Analyser.load(out / "targets.pt").books)
+    run.books = run.books + 1
+    with pytest.raises(ValueError, match="targets.pt"):
+        run.start_from(out / "mimi")
+
+
 def test_analysis_gives_the_codes_of_the_targets(out, speech, tmp_path):
     analyser = Analyser.load(out / "targets.pt")
     wav = wav_of(speech, 7)[None]

@@ -12,14 +12,16 @@ WORK=${WORK:-out/nano}                    # everything that is not shipped
 PACK=${PACK:-$WORK/pack}                  # what is: --load_from for the chat
 SHIP=${SHIP:-0}
 DEVICE=${DEVICE:-$($PYTHON -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")')}
-# One core of a CPU for 100 minutes, the last 30 of them for the encoder; on a GPU e.g. "--minutes 8" with the default sizes and phases.
-CODEC_LENGTH=${CODEC_LENGTH:---minutes 100 --joint_at 0.315 --encoder_at 0.7 --adversarial_at 1 --batch_size 4 --frames 16 \
---fit_frames 50000 --threads 1 --use_compile 1}
+# One core of a CPU: 100 minutes, the last 30 of them for the encoder, then 24 for both together. On a GPU e.g. CODEC_LENGTH="--minutes 8"
+# and CODEC_TUNING="--minutes 2 --joint_at 0", with the default sizes.
+CODEC_SIZE=${CODEC_SIZE:---adversarial_at 1 --batch_size 4 --frames 16 --fit_frames 50000 --threads 1 --use_compile 1}
+CODEC_LENGTH=${CODEC_LENGTH:---minutes 100 --joint_at 0.315 --encoder_at 0.7}
+CODEC_TUNING=${CODEC_TUNING:---minutes 24 --joint_at 0 --lr 6e-4}
 LIMIT=${LIMIT:-13715}                     # pairs of the corpus that are spoken: all
 LLM_STEPS=${LLM_STEPS:-1300}
-STEPS=${STEPS:-5000}
+STEPS=${STEPS:-4500}
 BATCH=${BATCH:-32}
-RATE=${RATE:-1.5e-3}
+RATE=${RATE:-1.2e-3}
 # a CPU without matrix tiles (AMX) multiplies half as fast in bfloat16 as in float32
 DTYPE=${DTYPE:-$([ "$DEVICE" != cpu ] || grep -qs amx_bf16 /proc/cpuinfo && echo bfloat16 || echo float32)}
 COMPILE=${COMPILE:-1}                     # halves the time of a step, on a CPU too
@@ -44,14 +46,20 @@ speech() {
 
 codec() {
     # shellcheck disable=SC2086
-    $PYTHON -m nano.train_mimi --speech "$WORK/speech" --out "$WORK/codec" --device "$DEVICE" $CODEC_LENGTH
-    ship "$WORK/codec/mimi" "$PACK/mimi"
+    $PYTHON -m nano.train_mimi --speech "$WORK/speech" --out "$WORK/codec" --device "$DEVICE" $CODEC_SIZE $CODEC_LENGTH
+    mkdir -p "$WORK/codec_tuned"
+    cp "$WORK/codec/targets.pt" "$WORK/codec_tuned/"
+    # shellcheck disable=SC2086
+    $PYTHON -m nano.train_mimi --speech "$WORK/speech" --out "$WORK/codec_tuned" --start_from "$WORK/codec/mimi" --device "$DEVICE" \
+        $CODEC_SIZE $CODEC_TUNING
+    cp "$WORK/codec/targets.pt" "$PACK/mimi_targets.pt"
+    ship "$WORK/codec_tuned/mimi" "$PACK/mimi"
 }
 
 train() {  # the Thinker has learnt its text; frozen, it keeps it, and a step costs a third less
     # shellcheck disable=SC2086
     $PYTHON -m trainer.train_sft_omni --preset nano --tokenizer_dir "$PACK" --from_weight "$WORK/model/llm_256.pth" \
-        --data_path "$WORK/data/t2a_train.parquet" --save_dir "$WORK/model" --save_weight t2a --freeze_backbone all \
+        --data_path "$WORK/data/t2a_train.parquet" --save_dir "$WORK/model" --save_weight t2a --freeze_backbone all --optimizer muon \
         --max_steps "$STEPS" --batch_size "$BATCH" --learning_rate "$RATE" --warmup_steps 100 \
         --max_seq_len 256 --system_share 0 --device "$DEVICE" --dtype "$DTYPE" --use_compile "$COMPILE" --num_workers "$WORKERS" \
         --save_interval 250 --from_resume 1 $EXTRA
