@@ -26,6 +26,7 @@ from engine.chat import MIMI, VOICES, Chat, find_weights, listen, pick_device  #
 from engine.generate import GenerationParams  # noqa: E402
 from engine.precision import DTYPES  # noqa: E402
 from engine.voices import Voice, pick_voice  # noqa: E402
+from evals.command import exit_code, pack_parser  # noqa: E402
 from evals.asr import load_recogniser  # noqa: E402
 from evals.metrics import edit_distance, percentiles, wer, words  # noqa: E402
 from model.audio import write_wav  # noqa: E402
@@ -169,17 +170,12 @@ def evaluate(args, chat: Chat, recogniser, items: list[dict], weights: Path) -> 
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--pack", default="model/nano")
-    parser.add_argument("--save_dir", help="folder of the weights, when they are not in the pack")
-    parser.add_argument("--weight", help="weights' name, e.g. sft_omni (default: the one the folder has)")
+    parser = pack_parser(__doc__.splitlines()[0])
     parser.add_argument("--heldout", help=f"questions as JSON lines (default: <pack>/{HELDOUT})")
     parser.add_argument("--n", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--voice", nargs="+", help="voices, taken in turn (default: the pack's first)")
     parser.add_argument("--temperature", type=float, default=0.1, help="of the text; the codes are sampled at 0.2 unless this is 0")
     parser.add_argument("--max_new_tokens", type=int, default=256)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="number format of the weights")
     parser.add_argument("--asr", default="pocketsphinx")
     parser.add_argument("--ceiling", help="parquet file with the real codes of the same answers, or evals.codec_wer's output (.json)")
@@ -214,13 +210,7 @@ def run(args) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
-    try:
-        run(args)
-    except (ValueError, OSError, ImportError) as error:  # by convention these name wrong input and its remedy
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(run, build_parser().parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from engine.network import Place  # noqa: E402
 from engine.precision import DTYPES  # noqa: E402
 from engine.session import Request  # noqa: E402
 from engine.voices import load_voices, pick_voice  # noqa: E402
+from evals.command import exit_code, pack_parser  # noqa: E402
 from evals.eval_nano import HELDOUT, read_questions  # noqa: E402
 from model.checkpoint import load_model  # noqa: E402
 from model.config import NUM_CODEBOOKS, NUM_STREAMS  # noqa: E402
@@ -75,15 +76,10 @@ def compare(exact: Engine, other: Engine, replies: list[tuple[Request, Tensor]])
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--pack", default="model/nano")
-    parser.add_argument("--save_dir", help="folder of the weights, when they are not in the pack")
-    parser.add_argument("--weight", help="weights' name, e.g. sft_omni (default: the one the folder has)")
+    parser = pack_parser(__doc__.splitlines()[0])
     parser.add_argument("--heldout", help=f"questions as JSON lines (default: <pack>/{HELDOUT})")
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["bf16", "int8"])
     parser.add_argument("--frames", type=int, default=200, help="frames of float32 speech to compare on")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser
 
 
@@ -114,13 +110,7 @@ def run(args) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
-    try:
-        run(args)
-    except (ValueError, OSError) as error:  # by convention these name wrong input and its remedy
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(run, build_parser().parse_args(argv))
 
 
 if __name__ == "__main__":

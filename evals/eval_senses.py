@@ -26,6 +26,7 @@ from engine.chat import Chat, find_weights, listen, pick_device  # noqa: E402
 from engine.generate import GenerationParams  # noqa: E402
 from engine.precision import DTYPES  # noqa: E402
 from engine.voices import pick_voice  # noqa: E402
+from evals.command import exit_code, pack_parser  # noqa: E402
 from evals.metrics import wer  # noqa: E402
 from model.audio import read_audio  # noqa: E402
 from model.checkpoint import save_json  # noqa: E402
@@ -133,16 +134,11 @@ def table(figures: dict[str, dict]) -> str:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--pack", default="model/nano")
-    parser.add_argument("--save_dir", help="folder of the weights, when they are not in the pack")
-    parser.add_argument("--weight", help="weights' name, e.g. sft_omni (default: the one the folder has)")
+    parser = pack_parser(__doc__.splitlines()[0])
     parser.add_argument("--data", default="out/nano/data", help="folder of the held-out parquet files")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--n", type=int, default=100, help="items of each file")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--temperature", type=float, default=0.1)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="number format of the weights")
     parser.add_argument("--output", default="out/eval_senses.json")
     return parser
@@ -162,13 +158,7 @@ def run(args) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
-    try:
-        run(args)
-    except (ValueError, OSError, ImportError) as error:  # by convention these name wrong input and its remedy
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(run, build_parser().parse_args(argv))
 
 
 if __name__ == "__main__":

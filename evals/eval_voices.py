@@ -19,6 +19,7 @@ from tqdm import tqdm  # noqa: E402
 
 from engine.chat import Chat, find_weights, listen, pick_device  # noqa: E402
 from engine.generate import GenerationParams  # noqa: E402
+from evals.command import exit_code, pack_parser  # noqa: E402
 from evals.eval_nano import HELDOUT, read_questions  # noqa: E402
 from evals.speakers import load_speaker_encoder  # noqa: E402
 from model.audio import resample  # noqa: E402
@@ -74,15 +75,10 @@ def table(figures: dict[str, dict[str, dict]]) -> str:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--pack", default="model/nano")
-    parser.add_argument("--save_dir", help="folder of the weights, when they are not in the pack")
-    parser.add_argument("--weight", help="weights' name, e.g. sft_omni (default: the one the folder has)")
+    parser = pack_parser(__doc__.splitlines()[0])
     parser.add_argument("--encoders", nargs="+", default=["resemblyzer", "campplus"])
     parser.add_argument("--n", type=int, default=12, help="questions per voice")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--temperature", type=float, default=0.1)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", default="out/eval_voices.json")
     return parser
 
@@ -99,13 +95,7 @@ def run(args) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
-    try:
-        run(args)
-    except (ValueError, OSError, ImportError) as error:  # by convention these name wrong input and its remedy
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(run, build_parser().parse_args(argv))
 
 
 if __name__ == "__main__":

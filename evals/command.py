@@ -1,0 +1,27 @@
+"""What the commands of this folder that examine a pack share: their common flags, and how they end."""
+import argparse
+import sys
+from collections.abc import Callable
+
+import torch
+
+
+def pack_parser(description: str) -> argparse.ArgumentParser:
+    """A parser with the flags that say which pack is examined, from which seed and where."""
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    parser.add_argument("--pack", default="model/nano")
+    parser.add_argument("--save_dir", help="folder of the weights, when they are not in the pack")
+    parser.add_argument("--weight", help="weights' name, e.g. sft_omni (default: the one the folder has)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return parser
+
+
+def exit_code(run: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
+    """0 after `run(args)`; 2, with one line on stderr, for wrong input: by convention its errors name the input and the remedy."""
+    try:
+        run(args)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
