@@ -49,6 +49,9 @@ class Variants:
     image_blank_line: float = 0.5  # ... with a blank line between, else one newline
     scheduled_sampling: float = 0.05  # reply codes replaced by random ones in the input
     text_sampling: float = 0.05  # ... and reply text tokens
+    # Of a row's reply, a share drawn between 0 and this of the positions lose all their codes in the input: what comes next then has to
+    # be read from the text, where otherwise the speech so far tells most of it (word dropout: Bowman et al. 2016, section 3.1).
+    history_dropout: float = 0.0
     augment: AugmentOptions | None = field(default_factory=AugmentOptions)  # of the spoken question
 
     @classmethod
@@ -209,6 +212,8 @@ class OmniDataset(torch.utils.data.Dataset):
             self.max_length, config)
         if v.scheduled_sampling or v.text_sampling:
             input_ids = self._scheduled_sampling(input_ids, text_labels, audio_labels, rng)
+        if v.history_dropout:
+            input_ids = self._forget_history(input_ids, audio_labels, rng)
         spk_emb = torch.zeros(config.spk_emb_size) if row.spk_emb is None else torch.tensor(row.spk_emb)
         return OmniSample(input_ids, text_labels, audio_labels, spk_emb, wav, num_pads, images, config)
 
@@ -275,6 +280,16 @@ class OmniDataset(torch.utils.data.Dataset):
         chosen[-1] &= self._plain_text[inputs[-1]] & (np.cumsum(inputs[-1] == self.config.eos_token_id) == 0)  # nor the "\n" behind
         inputs[:-1][chosen[:-1]] = rng.integers(self.config.num_codes, size=int(chosen[:-1].sum()))
         inputs[-1][chosen[-1]] = self._plain_ids[rng.integers(len(self._plain_ids), size=int(chosen[-1].sum()))]
+        return torch.from_numpy(ids)
+
+    def _forget_history(self, input_ids: torch.Tensor, audio_labels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+        """Replace all codes of some positions of the reply by the pad, in the input only."""
+        ids, length = input_ids.numpy().copy(), input_ids.shape[1]
+        spoken = np.zeros((NUM_STREAMS - 1, length), bool)
+        spoken[:, 1:] = audio_labels.numpy()[:, :-1] != IGNORE  # labels at t are inputs at t + 1
+        lost = rng.random(length) < rng.random() * self.variants.history_dropout
+        codes = ids[:-1]
+        codes[spoken & lost & (codes < self.config.num_codes)] = self.config.audio_pad_token
         return torch.from_numpy(ids)
 
 

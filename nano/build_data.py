@@ -1,6 +1,7 @@
 """The T2A parquet files: corpus -> flite speech -> codec codes -> one row per answer and voice.
 
-- `t2a_train.parquet` and `t2a_heldout.parquet` in the project's schema: conversations, answer_audios, ref_audios, spk_emb.
+- `t2a_train.parquet`, `t2a_heldout.parquet` and, lists of words to read aloud, `t2a_words.parquet`, in the project's schema:
+  conversations, answer_audios, ref_audios, spk_emb.
 - A row's voice prompt (`ref_audios`, `spk_emb`) is another sentence of the same speaker, 2-4 s long, out of a pool per speaker.
 - `--strangers` adds speakers made from the three voices by pitch: with them the Talker learns to follow a voice it has not met.
 - Each step is resumable: speech and codes lie in shards named by their content (and the codec's), finished ones are not made again.
@@ -241,10 +242,10 @@ def main():
     parser.add_argument("--limit", type=int, help="only so many pairs of each part, to try things out")
     parser.add_argument("--seed", type=int, default=SEED)
     args = parser.parse_args()
-    parts = {name: read_jsonl(Path(args.corpus) / f"{name}.jsonl")[:args.limit] for name in ("train", "heldout")}
+    parts = {name: read_jsonl(Path(args.corpus) / f"{name}.jsonl")[:args.limit] for name in ("train", "words", "heldout")}
     if not args.speech_only:
         codec_key(args.codec)  # fail before the long steps
-    spoken = {name: voiced(items, args.others if name == "train" else 1.0, args.rates, args.seed) for name, items in parts.items()}
+    spoken = {name: voiced(items, 1.0 if name == "heldout" else args.others, args.rates, args.seed) for name, items in parts.items()}
     indexes = {name: render(utterances, args.speech, args.workers) for name, utterances in spoken.items()}
     indexes["train"] += render(estranged(parts["train"], args.strangers, args.seed), args.speech, args.workers)  # shards of their own
     if args.speech_only:

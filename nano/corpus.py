@@ -3,6 +3,8 @@
 - Facts (nano/world.py) said in several forms (nano/forms.py) plus sentences to repeat and little stories (nano/sayings.py).
 - A held-out pair's question and answer sentences occur nowhere in training; the fact and the form do, each with others.
 - Closed vocabulary: every answer word occurs in at least MIN_COUNT training answers.
+- Beside it, lists of words in no order, to be read aloud only: a Talker that has heard nothing but sentences learns what is usually
+  said rather than what is written.
 - One seed decides everything: the same files on every machine.
 
     python -m nano.corpus --out out/nano/corpus
@@ -26,6 +28,8 @@ MIN_COUNT = 20  # training answers in which a word occurs; spoken by three voice
 NUM_SAYINGS = 3000
 NUM_READING = 130  # of each little story
 NUM_PICTURE_SENTENCES = 800
+NUM_WORD_LISTS = 6000
+WORD_LIST_LENGTHS = (1, 8)
 HELD_OUT_SHARE = 0.035  # of every kind, at least HELD_OUT_LEAST
 HELD_OUT_LEAST = 6
 
@@ -111,6 +115,16 @@ def top_up(train, heldout, filler):
     return added
 
 
+def word_lists(train, count=NUM_WORD_LISTS, seed=SEED):
+    """`count` distinct pairs whose answer is 1-8 answer words of `train` drawn at random, as often the rare ones as the frequent."""
+    vocabulary = sorted({word for item in train for word in re.findall(r"(?<=[a-z,] )[A-Za-z']+", item["answer"])})  # as inside a sentence
+    rng, answers = random.Random(f"{seed} word lists"), {}
+    while len(answers) < count:
+        text = " ".join(rng.sample(vocabulary, rng.randint(*WORD_LIST_LENGTHS)))
+        answers[text[0].upper() + text[1:] + "."] = None
+    return [{"question": f"Say after me: {answer}", "answer": answer, "kind": "words"} for answer in answers]
+
+
 def write_jsonl(items, path):
     """Atomically write dicts, one a line."""
     path = Path(path)
@@ -128,13 +142,14 @@ def read_jsonl(path):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Write the nano corpus as train.jsonl and heldout.jsonl.")
+    parser = argparse.ArgumentParser(description="Write the nano corpus: train.jsonl, heldout.jsonl and, to be read aloud, words.jsonl.")
     parser.add_argument("--out", default="out/nano/corpus")
     parser.add_argument("--seed", type=int, default=SEED)
     args = parser.parse_args()
     train, heldout = build(args.seed)
     write_jsonl(train, Path(args.out) / "train.jsonl")
     write_jsonl(heldout, Path(args.out) / "heldout.jsonl")
+    write_jsonl(word_lists(train, seed=args.seed), Path(args.out) / "words.jsonl")
     vocabulary = {word for item in train for word in words(item["answer"])}
     held = Counter(item["kind"] for item in heldout)
     for kind, count in sorted(Counter(item["kind"] for item in train).items()):

@@ -241,6 +241,21 @@ def test_scheduled_sampling_touches_only_the_reply(dataset, tokenizer):
     assert not changed[:, 8, words.stop:].any()
 
 
+def test_history_dropout_hides_whole_positions_of_the_reply(dataset):
+    row = t2a_row(answer_audios=[codes(60)])
+    clean, data = dataset([row])[0], dataset([row], Variants.fixed(history_dropout=0.8))
+    spoken = (clean.audio_labels.roll(1, dims=1) != IGNORE) & (clean.input_ids[:8] < 2048)
+    shares = []
+    for epoch in range(60):
+        sample = data.sample(0, epoch)
+        assert torch.equal(sample.audio_labels, clean.audio_labels) and torch.equal(sample.input_ids[8], clean.input_ids[8])
+        changed = sample.input_ids[:8] != clean.input_ids[:8]
+        assert (sample.input_ids[:8][changed] == 2049).all() and not changed[~spoken].any()
+        assert torch.equal(changed, spoken & changed.any(0)), "a position keeps all its codes or none"
+        shares.append(changed[spoken].float().mean().item())
+    assert np.mean(shares) == pytest.approx(0.4, abs=0.1) and max(shares) > 0.6 and min(shares) < 0.15
+
+
 def same(a: OmniSample, b: OmniSample) -> bool:
     wavs = (a.wav is None and b.wav is None) or (a.wav is not None and b.wav is not None and torch.equal(a.wav, b.wav))
     return torch.equal(a.input_ids, b.input_ids) and torch.equal(a.audio_labels, b.audio_labels) and wavs

@@ -68,6 +68,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--max_seq_len", type=int, default=512)
     add("--system_share", type=float, default=0.2, help="share of the conversations without a system prompt that get one; a small "
         "tokenizer makes it longer than the question, and every batch is as long as its longest row")
+    add("--history_dropout", type=float, default=0.0, help="up to this share of a reply's codes is hidden from the Talker: with little "
+        "speech to learn from, it reads the text sooner")
     add("--device", default="cuda:0" if torch.cuda.is_available() else "cpu")
     add("--dtype", choices=sorted(DTYPES), help="autocast; weights stay fp32. Default: bfloat16 on CUDA, float32 on CPU")
     add("--use_compile", type=int, choices=(0, 1), default=0)
