@@ -12,11 +12,12 @@ WORK=${WORK:-out/nano}                    # everything that is not shipped
 PACK=${PACK:-$WORK/pack}                  # what is: --load_from for the chat
 SHIP=${SHIP:-0}
 DEVICE=${DEVICE:-$($PYTHON -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")')}
-# One core of a CPU: 100 minutes, the last 30 of them for the encoder, then 24 for both together. On a GPU e.g. CODEC_LENGTH="--minutes 8"
-# and CODEC_TUNING="--minutes 2 --joint_at 0", with the default sizes.
+# One core of a CPU: 100 minutes, the last 30 of them for the encoder, 36 more for it alone, then 35 in which the decoder gets used to it.
+# On a GPU e.g. CODEC_LENGTH="--minutes 6", CODEC_ENCODER="--minutes 2 ...", CODEC_DECODER="--minutes 2 ...", with the default sizes.
 CODEC_SIZE=${CODEC_SIZE:---adversarial_at 1 --batch_size 4 --frames 16 --fit_frames 50000 --threads 1 --use_compile 1}
 CODEC_LENGTH=${CODEC_LENGTH:---minutes 100 --joint_at 0.315 --encoder_at 0.7}
-CODEC_TUNING=${CODEC_TUNING:---minutes 24 --joint_at 0 --lr 6e-4}
+CODEC_ENCODER=${CODEC_ENCODER:---minutes 36 --joint_at 0 --encoder_at 0 --lr 1.8e-3}
+CODEC_DECODER=${CODEC_DECODER:---minutes 35 --joint_at 0 --lr 7e-4}
 LIMIT=${LIMIT:-13715}                     # pairs of the corpus that are spoken: all
 LLM_STEPS=${LLM_STEPS:-1300}
 STEPS=${STEPS:-4500}
@@ -47,19 +48,24 @@ speech() {
 codec() {
     # shellcheck disable=SC2086
     $PYTHON -m nano.train_mimi --speech "$WORK/speech" --out "$WORK/codec" --device "$DEVICE" $CODEC_SIZE $CODEC_LENGTH
-    mkdir -p "$WORK/codec_tuned"
-    cp "$WORK/codec/targets.pt" "$WORK/codec_tuned/"
-    # shellcheck disable=SC2086
-    $PYTHON -m nano.train_mimi --speech "$WORK/speech" --out "$WORK/codec_tuned" --start_from "$WORK/codec/mimi" --device "$DEVICE" \
-        $CODEC_SIZE $CODEC_TUNING
+    tune "$WORK/codec" "$WORK/codec_encoder" "$CODEC_ENCODER"
+    tune "$WORK/codec_encoder" "$WORK/codec_decoder" "$CODEC_DECODER"
     cp "$WORK/codec/targets.pt" "$PACK/mimi_targets.pt"
-    ship "$WORK/codec_tuned/mimi" "$PACK/mimi"
+    ship "$WORK/codec_decoder/mimi" "$PACK/mimi"
+}
+
+tune() {  # tune FROM TO OPTIONS: go on from a codec, with its targets
+    mkdir -p "$2"
+    cp "$1/targets.pt" "$2/"
+    # shellcheck disable=SC2086
+    $PYTHON -m nano.train_mimi --speech "$WORK/speech" --out "$2" --start_from "$1/mimi" --device "$DEVICE" $CODEC_SIZE $3
 }
 
 train() {  # the Thinker has learnt its text; frozen, it keeps it, and a step costs a third less
     # shellcheck disable=SC2086
     $PYTHON -m trainer.train_sft_omni --preset nano --tokenizer_dir "$PACK" --from_weight "$WORK/model/llm_256.pth" \
-        --data_path "$WORK/data/t2a_train.parquet" --save_dir "$WORK/model" --save_weight t2a --freeze_backbone all --optimizer muon \
+        --data_path "$WORK/data/t2a_train.parquet" "$WORK/data/t2a_words.parquet" --save_dir "$WORK/model" --save_weight t2a \
+        --freeze_backbone all --optimizer muon --guided_attention 0.5 --history_dropout 0.3 \
         --max_steps "$STEPS" --batch_size "$BATCH" --learning_rate "$RATE" --warmup_steps 100 \
         --max_seq_len 256 --system_share 0 --device "$DEVICE" --dtype "$DTYPE" --use_compile "$COMPILE" --num_workers "$WORKERS" \
         --save_interval 250 --from_resume 1 $EXTRA
@@ -82,13 +88,16 @@ ship() {  # copy as a whole or not at all
     mv "$2.part" "$2"
 }
 
-step corpus    "$WORK/corpus/heldout.jsonl"    $PYTHON -m nano.corpus --out "$WORK/corpus"
+step corpus    "$WORK/corpus/words.jsonl"      $PYTHON -m nano.corpus --out "$WORK/corpus"
 step tokenizer "$PACK/tokenizer_config.json"   $PYTHON -m nano.tokenizer --corpus "$WORK/corpus" --out "$PACK"
 step speech    "$WORK/speech/.complete"        speech
+step voices    "$PACK/campplus/model.pt"       $PYTHON -m nano.train_campplus --texts "$WORK/corpus/train.jsonl" \
+    --work "$WORK/campplus" --out "$PACK/campplus" --device "$DEVICE"
 step codec     "$PACK/mimi/config.json"        codec
 cp "$WORK/corpus/heldout.jsonl" "$PACK/heldout.jsonl"  # for python -m evals.eval_nano
 step data      "$PACK/voices.pt"               $PYTHON -m nano.build_data --corpus "$WORK/corpus" --speech "$WORK/speech" \
-    --codec "$WORK/codec/targets.pt" --out "$WORK/data" --voices "$PACK/voices.pt" --limit "$LIMIT" --device "$DEVICE"
+    --codec "$WORK/codec/targets.pt" --out "$WORK/data" --voices "$PACK/voices.pt" --limit "$LIMIT" --device "$DEVICE" \
+    --speaker_encoder "$PACK/campplus" --strangers 0.1
 step llm       "$WORK/model/llm_256.pth"       $PYTHON -m nano.train_llm --corpus "$WORK/corpus" --tokenizer_dir "$PACK" \
     --out "$WORK/model" --work "$WORK/llm" --steps "$LLM_STEPS" --device "$DEVICE" --dtype "$DTYPE"
 step train     "$PACK/sft_omni_256.pth"        train

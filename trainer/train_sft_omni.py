@@ -27,12 +27,13 @@ from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 from model.checkpoint import load_strict, load_weights, remove_leftovers, resume_path, save_atomic, save_model, weights_path  # noqa: E402
 from model.config import NUM_CODEBOOKS, PRESETS, OmniConfig  # noqa: E402
 from model.model_omni import MiniMindOmni, init_talker_from_thinker, omni_loss  # noqa: E402
+from trainer.attention_guide import AttentionGuide, count_letters  # noqa: E402
 from trainer.trainer_data import open_data  # noqa: E402
 from trainer.trainer_utils import (ROOT, Frontends, Meter, Processes, RunLog, StopSignal, check_config, init_distributed,  # noqa: E402
                                    lr_at, rng_state, seed_everything, set_rng_state)
 
 NEW_PARTS = ("talker.", "audio_proj.", "vision_proj.")  # all that a weight may lack: a MiniMind language model has none of them
-LOSSES = ("total", "text", "audio", "aux", *(f"codebook_{i}" for i in range(NUM_CODEBOOKS)))
+LOSSES = ("total", "text", "audio", "aux", "guide", *(f"codebook_{i}" for i in range(NUM_CODEBOOKS)))
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 log = logging.getLogger("trainer")
 
@@ -70,6 +71,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "tokenizer makes it longer than the question, and every batch is as long as its longest row")
     add("--history_dropout", type=float, default=0.0, help="up to this share of a reply's codes is hidden from the Talker: with little "
         "speech to learn from, it reads the text sooner")
+    add("--guided_attention", type=float, default=0.0, help="weight of a loss that shows the Talker which word is being said "
+        "(trainer/attention_guide.py); for little speech, e.g. 0.5")
     add("--device", default="cuda:0" if torch.cuda.is_available() else "cpu")
     add("--dtype", choices=sorted(DTYPES), help="autocast; weights stay fp32. Default: bfloat16 on CUDA, float32 on CPU")
     add("--use_compile", type=int, choices=(0, 1), default=0)
@@ -164,15 +167,20 @@ def make_optimizers(model: MiniMindOmni, name: str, rate: float) -> tuple[torch.
 class LossModel(nn.Module):
     """Model and loss as one module: DDP and torch.compile wrap all device work, and no logits leave it."""
 
-    def __init__(self, model: MiniMindOmni):
+    def __init__(self, model: MiniMindOmni, guide: AttentionGuide | None = None, guide_weight: float = 0.0):
         super().__init__()
-        self.model = model
+        self.model, self.guide, self.guide_weight = model, guide, guide_weight
 
     def forward(self, inputs: dict, text_labels: Tensor, audio_labels: Tensor) -> tuple[Tensor, Tensor]:
-        """-> (loss with gradient, detached (12,) in the order of LOSSES)."""
-        losses = omni_loss(self.model(**inputs), text_labels, audio_labels, self.model.config)
-        parts = torch.stack([losses.total, losses.text, losses.audio, losses.aux]).detach()
-        return losses.total, torch.cat([parts, losses.per_codebook])
+        """-> (loss with gradient, detached (13,) in the order of LOSSES)."""
+        config = self.model.config
+        losses = omni_loss(self.model(**inputs), text_labels, audio_labels, config)
+        guide = losses.total.new_zeros(())
+        if self.guide is not None:
+            guide = self.guide(inputs["positions"], text_labels, audio_labels, config.audio_stop_token)
+        total = losses.total + self.guide_weight * guide
+        parts = torch.stack([total, losses.text, losses.audio, losses.aux, guide]).detach()
+        return total, torch.cat([parts, losses.per_codebook])
 
 
 class Trainer:
@@ -183,6 +191,7 @@ class Trainer:
         seed_everything(args.seed)  # the same weights on every rank
         tokenizer = load_tokenizer(args)
         self.config = build_config(args, tokenizer)
+        self.letters = count_letters(tokenizer, self.config.vocab_size)
         self.weights = weights_path(args.save_dir, args.save_weight, self.config)
         self.resume_file = resume_path(args.save_dir, args.save_weight, self.config)
         self.data = open_data([input_path(p) for p in args.data_path], tokenizer, self.config, args, procs)
@@ -218,7 +227,8 @@ class Trainer:
         return [self.optimizer] if self.muon is None else [self.optimizer, self.muon]
 
     def _wrap(self) -> nn.Module:
-        net = LossModel(self.model)
+        guide = AttentionGuide(self.model, self.letters.to(self.device)) if self.args.guided_attention else None
+        net = LossModel(self.model, guide, self.args.guided_attention)
         if self.args.use_compile:
             net = torch.compile(net, dynamic=True)  # lengths differ from batch to batch: one graph for all of them
         if self.procs.world > 1:

@@ -1,0 +1,87 @@
+"""Guided attention: teach a few of the Talker's heads early on which word of the reply is being said.
+
+- Left alone, a Talker with little speech to learn from first becomes a model of what is usually said, and reads the text late or never.
+- Speech and text run at nearly the same pace: after a third of the frames, about a third of the letters have been said. The loss asks
+  that the guided heads put their attention near that letter; where exactly, the speech loss decides.
+- After Tachibana et al. 2017 (section 4.1), with a log-likelihood in place of the penalty. Training only: the model stays as it is.
+"""
+import math
+
+import torch
+from torch import Tensor, nn
+
+from model.config import IGNORE
+from model.model_minimind import apply_rope
+from model.model_omni import MiniMindOmni
+
+LAYERS = (1, 2)  # of the Talker
+HEADS = 2  # of each
+WIDTH = 3.0  # letters: standard deviation of how far the speech may be from the even pace
+SILENCE = 1.5  # frames before the first and after the last sound
+NOWHERE = -1e4  # logarithm of no attention
+
+
+class AttentionGuide:
+    """Watches `model`'s guided layers; call it after a forward to have the loss.
+
+    letters (vocab,), on the model's device: how many letters of text each token stands for, 0 for special ones.
+    Raises ValueError for a Talker without these layers or heads.
+    """
+
+    def __init__(self, model: MiniMindOmni, letters: Tensor):
+        if len(model.talker.layers) <= max(LAYERS) or model.talker.layers[0].self_attn.heads < HEADS:
+            raise ValueError(f"guided attention needs a Talker of {max(LAYERS) + 1} layers and {HEADS} heads or more")
+        self.letters, self.seen = letters.float(), []
+        self.layers = [model.talker.layers[i].self_attn for i in LAYERS]
+        for layer in self.layers:
+            layer.register_forward_pre_hook(self._keep)
+
+    def _keep(self, layer: nn.Module, inputs: tuple) -> None:
+        self.seen.append((layer, *inputs[:2]))
+
+    def __call__(self, positions: Tensor, text_labels: Tensor, audio_labels: Tensor, stop_token: int) -> Tensor:
+        """positions (B, R) of the labels; text_labels (B, R), audio_labels (B, 8, R), IGNORE where there is none -> loss, a scalar:
+        how unlikely the guided heads are to attend near the letter being said, in nats, averaged over heads and frames."""
+        wanted, spoken = self.expected(text_labels, audio_labels, stop_token)
+        earlier = positions[:, None] + 1 <= positions[..., None]  # token r of the labels stands at positions[r] + 1
+        wanted = torch.where(earlier, wanted, NOWHERE)[:, None]
+        losses = []
+        for layer, x, rope in self.seen:
+            scores = _scores(layer, x, rope).gather(2, positions[:, None, :, None].expand(-1, HEADS, -1, x.shape[1]))
+            everything = scores.logsumexp(-1)
+            columns = (positions + 1).clamp(max=x.shape[1] - 1)[:, None, None].expand(-1, *scores.shape[1:3], -1)
+            losses.append(everything - (scores.gather(3, columns) + wanted).logsumexp(-1))
+        self.seen.clear()
+        loss = torch.stack(losses).mean((0, 2))
+        return (loss * spoken).sum() / spoken.sum().clamp(min=1)
+
+    def expected(self, text_labels: Tensor, audio_labels: Tensor, stop_token: int) -> tuple[Tensor, Tensor]:
+        """Log-weights (B, R, R) of attending from each label's frame to each label's token, and which labels are guided (B, R)."""
+        frames = audio_labels[:, 0]
+        spoken = (frames != IGNORE) & (frames != stop_token)
+        sound = (spoken.sum(1, keepdim=True) - 2 * SILENCE).clamp(min=1)
+        said = ((spoken.cumsum(1) - 0.5 - SILENCE) / sound).clamp(0, 1)  # share of the reply that is said in the middle of the frame
+        letters = torch.where(text_labels != IGNORE, self.letters[text_labels.clamp(min=0)], 0.0)
+        end = letters.cumsum(1)
+        letter, first, last = (said * end[:, -1:])[..., None], (end - letters)[:, None], end[:, None]
+        distance = (first - letter).clamp(min=0) + (letter - last).clamp(min=0)
+        wanted = torch.where(letters[:, None] > 0, -0.5 * (distance / WIDTH).square(), NOWHERE)
+        return wanted.clamp(min=NOWHERE), spoken & (end[:, -1:] > 0)
+
+
+def _scores(layer: nn.Module, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """Attention scores of a layer's first HEADS heads on x (B, T, C), before the softmax: (B, HEADS, T, T), NOWHERE for the future."""
+    B, T, _ = x.shape
+    q = layer.q_norm(layer.q_proj(x).view(B, T, layer.heads, layer.head_dim)[:, :, :HEADS]).transpose(1, 2)
+    k = layer.k_norm(layer.k_proj(x).view(B, T, layer.kv_heads, layer.head_dim)).transpose(1, 2)
+    k = k.repeat_interleave(layer.heads // layer.kv_heads, dim=1)[:, :HEADS]
+    q, k = apply_rope(q, *rope), apply_rope(k, *rope)
+    scores = (q @ k.transpose(-2, -1)).float() / math.sqrt(layer.head_dim)
+    return scores.masked_fill(torch.ones(T, T, dtype=torch.bool, device=x.device).triu(1), NOWHERE)
+
+
+def count_letters(tokenizer, vocab_size: int) -> Tensor:
+    """Letters of each token's text (vocab_size,), 0 for special tokens and white space alone."""
+    special = set(tokenizer.get_added_vocab().values())
+    texts = tokenizer.batch_decode([[i] for i in range(vocab_size)])
+    return torch.tensor([0.0 if i in special else float(len(text.strip())) for i, text in enumerate(texts)])
