@@ -34,6 +34,7 @@ class StartReply:
     images: list[bytes]
     voice: str
     max_tokens: int | None
+    spoken: bool  # otherwise text is all that is wanted
 
 
 @dataclass(frozen=True)
@@ -255,7 +256,8 @@ class RealtimeSession:
     def _append(self, event: Append) -> None:
         pcm = decode_base64(event.audio, "audio")
         if self.mic.listener is None and len(self.mic.pcm) + len(pcm) > 1000 * MAX_UTTERANCE_S * BYTES_PER_MS:
-            raise ProtocolError(f"the buffer holds at most {MAX_UTTERANCE_S} s: commit or clear it first", "input_audio_buffer_full", "audio")
+            raise ProtocolError(f"the buffer holds at most {MAX_UTTERANCE_S} s: commit or clear it first", "input_audio_buffer_full",
+                                "audio")
         for heard in self.mic.append(pcm):
             if isinstance(heard, SpeechStarted):
                 self._speech_started(heard)
@@ -291,7 +293,8 @@ class RealtimeSession:
     def _commit(self, event: Commit) -> None:
         kept_ms = len(self.mic.pcm) / BYTES_PER_MS
         if kept_ms < MIN_COMMIT_MS:
-            raise ProtocolError(f"the buffer holds {kept_ms:.0f} ms of sound, {MIN_COMMIT_MS} ms are needed", "input_audio_buffer_commit_empty")
+            raise ProtocolError(f"the buffer holds {kept_ms:.0f} ms of sound, {MIN_COMMIT_MS} ms are needed",
+                                "input_audio_buffer_commit_empty")
         self._check_room(len(self.mic.pcm))
         announced = self.next_item_id if self.mic.in_speech else None
         self._commit_audio(self.mic.take(), announced)
@@ -372,7 +375,7 @@ class RealtimeSession:
         item.content.append(Content("output_audio" if spoken else "output_text"))
         part = {"type": "audio", "transcript": ""} if spoken else {"type": "text", "text": ""}
         self._send("response.content_part.added", **response.where, part=part)
-        self.out.append(StartReply(response.id, messages, pcm, images, voice, None if limit == "inf" else limit))
+        self.out.append(StartReply(response.id, messages, pcm, images, voice, None if limit == "inf" else limit, spoken))
 
     def _history(self, instructions: str) -> tuple[list[dict], bytes, list[bytes]]:
         """Everything said, as messages; sound and pictures of what the user has said since the last reply."""
