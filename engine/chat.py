@@ -19,7 +19,7 @@ import torch
 
 from engine.engine import Engine
 from engine.generate import GenerationParams
-from engine.session import Finish, Reason, Request
+from engine.session import Finish, PromptTooLong, Reason, Request
 from engine.voices import NO_VOICE, Voice, clone_voice, load_voices
 from model.checkpoint import load_model, read_sidecar
 from model.config import INPUT_RATE, SAMPLE_RATE, OmniConfig
@@ -265,8 +265,8 @@ class Chat:
         text_ids = self._prompt_ids(messages, features, len(images), params)
         room = self._room(params)
         if len(text_ids) > room:
-            raise ValueError(f"the conversation is {len(text_ids)} tokens long; with {params.max_new_tokens} new ones the model has "
-                             f"room for {room}: shorten it or lower --max_new_tokens")
+            raise PromptTooLong(f"the conversation is {len(text_ids)} tokens long; with {params.max_new_tokens} new ones the model has "
+                                f"room for {room}: shorten it or let the reply be shorter (max_new_tokens)")
         prompt = build_prompt(text_ids, voice.ref_codes, voice.spk_emb is not None, self.config)
         forced = None if say is None else [*encode_text(self.tokenizer, self.plain(say)), self.config.eos_token_id]
         request = Request(prompt, params, voice.spk_emb, generator=generator, conversation=conversation, forced_text=forced, **features)
