@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import uvicorn
+from tiny_folders import make_tiny_sensevoice, make_tiny_siglip
 
 from engine.api.app import create_app
 from engine.api.limits import Limits
 from engine.api.service import Service
-from engine.chat import Chat, find_weights
+from engine.chat import SENSEVOICE, SIGLIP, Chat, find_weights
 from engine.generate import GenerationParams
 
 NANO = Path(__file__).resolve().parents[1] / "model" / "nano"
@@ -24,6 +25,18 @@ def make_service(chat: Chat, **limits) -> Service:
 def load_chat(folder: Path, slots: int = 4) -> Chat:
     chat = Chat.load(folder, find_weights(folder), slots=slots)
     torch.set_num_threads(1)
+    return chat
+
+
+def load_nano_with_senses(folder: Path) -> Chat:
+    """The nano pack with untrained SenseVoice and SigLIP2, which it does not ship yet, put together in `folder`."""
+    for path in NANO.iterdir():
+        (folder / path.name).symlink_to(path)
+    chat = load_chat(folder)
+    if not (folder / SENSEVOICE).exists():
+        make_tiny_sensevoice(folder / SENSEVOICE, output_size=chat.config.audio_hidden_size)
+    if not (folder / SIGLIP).exists():
+        make_tiny_siglip(folder / SIGLIP, hidden_size=chat.config.image_hidden_size)
     return chat
 
 

@@ -19,8 +19,9 @@ from engine.realtime_events import ProtocolError
 
 STATIC = Path(__file__).parent / "static"
 STATUS = {"server_busy": 429, "reply_failed": 500, "server_error": 500, "audio_not_found": 404}  # of a ProtocolError's code; others are 400
-PAGE_HEADERS = {"content-security-policy": "default-src 'self'; style-src 'self' 'unsafe-inline'; connect-src 'self' ws: wss:; "
-                                           "frame-ancestors 'self'", "cache-control": "no-cache", "x-content-type-options": "nosniff"}
+PAGE_HEADERS = {"content-security-policy": "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src data:; "
+                                           "connect-src 'self' ws: wss:; frame-ancestors 'self'",
+                "cache-control": "no-cache", "x-content-type-options": "nosniff"}
 
 
 def create_app(service: Service, api_key: str | None = None, hosts: frozenset[str] | None = None,
@@ -75,5 +76,14 @@ def create_app(service: Service, api_key: str | None = None, hosts: frozenset[st
     async def metrics():
         """Counters and timings in Prometheus' format."""
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/phone", response_class=FileResponse)
+    async def phone():
+        """A page that calls the model."""
+        return FileResponse(STATIC / "phone.html", headers=PAGE_HEADERS)
+
+    @app.get("/phone.js", response_class=FileResponse, include_in_schema=False)
+    async def phone_script():
+        return FileResponse(STATIC / "phone.js", media_type="text/javascript", headers=PAGE_HEADERS)
 
     return app
