@@ -56,8 +56,8 @@ def number(kind, low, high=math.inf, *, open_low=False):
     return convert
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags that say which model is loaded, and where; see load_chat."""
     model = parser.add_argument_group("model")
     model.add_argument("--load_from", help="'model' for the released model, or a pack's or Transformers folder (default: model/nano)")
     model.add_argument("--save_dir", help="folder of the weights (default: the pack itself; out/ for the released model)")
@@ -67,6 +67,11 @@ def build_parser() -> argparse.ArgumentParser:
     model.add_argument("--num_hidden_layers", type=number(int, 1), help="Thinker's layers of weights that have no .json beside them")
     model.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     model.add_argument("--dtype", choices=DTYPES, default="auto", help="number format of the weights (default: the best for the device)")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    add_model_arguments(parser)
     ask = parser.add_argument_group("what to ask")
     ask.add_argument("--prompt", help="ask this one question")
     ask.add_argument("--audio", help="ask with this sound file")
@@ -193,22 +198,27 @@ def chosen_suites(args, folder: Path) -> list[str]:
     return [suite for suite in SUITES if all((folder / part).exists() for part in NEEDS.get(suite, ()))]
 
 
-def load_session(args, folder: Path) -> tuple[Session, str]:
-    """Load the pack; returns the session and the world ("nano" or "general") its prompts come from."""
+def load_chat(args, folder: Path, decode_audio: bool = True, slots: int = 1) -> tuple[Chat, str]:
+    """The model that the flags of add_model_arguments name; returns it and the world ("nano" or "general") its prompts come from."""
     released = folder == RELEASED
     weights_dir = locate(args.save_dir) if args.save_dir else RELEASED_WEIGHTS if released else folder
     use_moe = None if args.use_moe is None else bool(args.use_moe)
     weights = transformers_folder(args) or find_weights(weights_dir, args.weight, args.hidden_size, use_moe)
     device = pick_device(args.device)
     config = released_config(weights, args.num_hidden_layers)
-    chat = Chat.load(folder, weights, config, device, decode_audio=bool(args.decode_audio), dtype=args.dtype)
+    chat = Chat.load(folder, weights, config, device, decode_audio=decode_audio, dtype=args.dtype, slots=slots)
     chat.use_few_threads()
-    world = "nano" if chat.config.vocab_size < OmniConfig.vocab_size else "general"
+    return chat, "nano" if chat.config.vocab_size < OmniConfig.vocab_size else "general"
+
+
+def load_session(args, folder: Path) -> tuple[Session, str]:
+    """Load the pack; returns the session and its world, as load_chat."""
+    chat, world = load_chat(args, folder, bool(args.decode_audio))
     params = GenerationParams(newline_id=chat.newline_id, max_new_tokens=args.max_new_tokens, top_p=args.top_p,
                               temperature=TEMPERATURE[world] if args.temperature is None else args.temperature,
                               thinking=bool(args.open_thinking))
     voice = chat.clone(locate(args.clone)) if args.clone else pick_voice(chat.voices, args.voice)
-    generator = torch.Generator(device).manual_seed(args.seed)
+    generator = torch.Generator(chat.device).manual_seed(args.seed)
     return Session(chat, params, voice, generator, Path(args.output_dir)), world
 
 

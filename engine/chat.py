@@ -2,10 +2,12 @@
 
 - `Chat.load` reads a pack: weights, tokenizer, voices, codec. Frozen encoders are loaded when a turn first needs them.
 - `Chat.reply` yields `Delta`s: pieces of text (never half a character) and of speech, one 80 ms frame at a time, decoded exactly.
-- Behind it is an engine with one row; for many callers at once, use engine.py itself.
+- Behind it is an engine, with one row unless more are asked for; who serves many callers at once takes `request` from here and
+  steps the engine itself.
 - `listen` runs such a stream to its end and measures time to first text, time to first audio and the real-time factor.
 - One reply at a time, no threads, no printing.
 """
+import io
 import time
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
@@ -17,7 +19,7 @@ import torch
 
 from engine.engine import Engine
 from engine.generate import GenerationParams
-from engine.session import Finish, Reason, Request
+from engine.session import Finish, PromptTooLong, Reason, Request
 from engine.voices import NO_VOICE, Voice, clone_voice, load_voices
 from model.checkpoint import load_model, read_sidecar
 from model.config import INPUT_RATE, SAMPLE_RATE, OmniConfig
@@ -30,6 +32,15 @@ DEFAULT_WEIGHT = "sft_omni"
 SMALL_WIDTH = 384  # Thinker width up to which one CPU thread is fastest
 AUDIO_SECONDS = (0.1, 60.0)  # of one spoken question
 MAX_PIXELS = 40_000_000  # of one picture: decoding is done before shrinking
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # PIL knows others, some of which run programs
+
+
+class MissingPart(FileNotFoundError):
+    """A frozen module that the pack does not have. part: its name; wanted_by: what needs it."""
+
+    def __init__(self, message: str, part: str, wanted_by: str):
+        super().__init__(message)
+        self.part, self.wanted_by = part, wanted_by
 
 
 class ReplyFailed(RuntimeError):
@@ -76,12 +87,12 @@ def download_command(folder: Path) -> str:
 
 
 def require_part(folder: str | Path, name: str, wanted_by: str) -> None:
-    """Raise FileNotFoundError naming the missing frozen module (or voices file) of a pack, who wants it and how to get it."""
+    """Raise MissingPart naming the missing frozen module (or voices file) of a pack, who wants it and how to get it."""
     path = Path(folder) / name
     if path.exists():
         return
     remedy = "put a voices file there" if name == VOICES else f"get it with `{download_command(path)}`"
-    raise FileNotFoundError(f"{wanted_by} needs {path}, which is missing: {remedy}")
+    raise MissingPart(f"{wanted_by} needs {path}, which is missing: {remedy}", name, wanted_by)
 
 
 def find_weights(folder: str | Path, weight: str | None = None, hidden_size: int | None = None, use_moe: bool | None = None) -> Path:
@@ -132,26 +143,31 @@ def load_tokenizer(folder: str | Path):
         raise ValueError(f"the tokenizer in {folder} cannot be read ({error}); write it again") from error
 
 
-def read_image(path: str | Path):
-    """The picture at `path` as RGB (PIL). FileNotFoundError without it; ValueError for a broken or far too large one."""
+def read_image(source: str | Path | bytes, name: str | None = None, max_pixels: int = MAX_PIXELS):
+    """The picture in a file, or in an encoded file's bytes, as RGB (PIL); `name` stands for it in messages.
+
+    FileNotFoundError without the file; ValueError for a broken or far too large picture.
+    """
     from PIL import Image
 
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no picture at {path}")
+    is_bytes = isinstance(source, bytes)
+    name = name or (f"<{len(source)} bytes>" if is_bytes else str(source))
+    if not is_bytes and not Path(source).is_file():
+        raise FileNotFoundError(f"no picture at {name}")
     try:
-        image = Image.open(path)
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"picture {path} has {image.width} x {image.height} pixels; the limit is {MAX_PIXELS // 10**6} million")
+        image = Image.open(io.BytesIO(source) if is_bytes else source, formats=IMAGE_FORMATS)
+        if image.width * image.height > max_pixels:
+            raise ValueError(f"picture {name} has {image.width} x {image.height} pixels; the limit is {max_pixels / 1e6:g} million")
         return image.convert("RGB")
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # PIL reports some broken PNGs as SyntaxError
-        raise ValueError(f"cannot decode picture {path}: {error}; use png, jpg or webp") from error
+        raise ValueError(f"cannot decode picture {name}: {error}; use png, jpg or webp") from error
 
 
 class Chat:
     """A loaded pack. `voices` is {} without a voices file; `mimi` is None when speech is not decoded; `dtype` as in precision.py."""
 
-    def __init__(self, model, tokenizer, mimi: Mimi | None, voices: dict[str, Voice], folder: str | Path, dtype: str = "auto"):
+    def __init__(self, model, tokenizer, mimi: Mimi | None, voices: dict[str, Voice], folder: str | Path, dtype: str = "auto",
+                 slots: int = 1):
         self.tokenizer, self.mimi, self.voices, self.folder = tokenizer, mimi, voices, Path(folder)
         self.config: OmniConfig = model.config
         self.device = next(model.parameters()).device
@@ -163,11 +179,11 @@ class Chat:
                              "they are not from the same pack")
         self.newline_id = encode_text(tokenizer, "\n")[-1]
         self.special_texts = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
-        self.engine = Engine(model, mimi, tokenizer, slots=1, dtype=dtype)
+        self.engine = Engine(model, mimi, tokenizer, slots=slots, dtype=dtype)
 
     @classmethod
     def load(cls, folder: str | Path, weights: str | Path, config: OmniConfig | None = None, device="cpu",
-             decode_audio: bool = True, dtype: str = "auto") -> "Chat":
+             decode_audio: bool = True, dtype: str = "auto", slots: int = 1) -> "Chat":
         """Load tokenizer, codec and voices from `folder`, the model from the file `weights` (`config` if it has no sidecar).
 
         FileNotFoundError and ValueError name the missing or broken file and the remedy.
@@ -179,7 +195,7 @@ class Chat:
         model = load_model(weights, config=config, device=device)
         mimi = Mimi.load(folder / MIMI, device, encoder=False) if decode_audio else None
         voices = load_voices(folder / VOICES, model.config) if (folder / VOICES).exists() else {}
-        return cls(model, tokenizer, mimi, voices, folder, dtype)
+        return cls(model, tokenizer, mimi, voices, folder, dtype, slots)
 
     def use_few_threads(self) -> None:
         """Let torch use one CPU thread if the model is small; for entry points, as it is a setting of the whole process.
@@ -238,23 +254,30 @@ class Chat:
         Closing the iterator early cancels the reply. Raises ValueError for an empty question and when the conversation is too
         long for the model; when iterated, ReplyFailed if it breaks off, EngineFull while another reply is not finished or closed.
         """
+        return self._stream(self.request(messages, params, voice, audio, images, generator, conversation))
+
+    def request(self, messages: list[dict], params: GenerationParams, voice: Voice = NO_VOICE, audio: np.ndarray | None = None,
+                images=(), generator: torch.Generator | None = None, conversation: Hashable | None = None,
+                say: str | None = None) -> Request:
+        """What `reply` would ask the engine for, checked; arguments and errors as there. say: words that the reply must consist of."""
         assert messages and messages[-1]["role"] == "user", messages
         features = self._encode_inputs(audio, images)
         text_ids = self._prompt_ids(messages, features, len(images), params)
         room = self._room(params)
         if len(text_ids) > room:
-            raise ValueError(f"the conversation is {len(text_ids)} tokens long; with {params.max_new_tokens} new ones the model has "
-                             f"room for {room}: shorten it or lower --max_new_tokens")
+            raise PromptTooLong(f"the conversation is {len(text_ids)} tokens long; with {params.max_new_tokens} new ones the model has "
+                                f"room for {room}: shorten it or let the reply be shorter (max_new_tokens)")
         prompt = build_prompt(text_ids, voice.ref_codes, voice.spk_emb is not None, self.config)
-        request = Request(prompt, params, voice.spk_emb, generator=generator, conversation=conversation, **features)
+        forced = None if say is None else [*encode_text(self.tokenizer, self.plain(say)), self.config.eos_token_id]
+        request = Request(prompt, params, voice.spk_emb, generator=generator, conversation=conversation, forced_text=forced, **features)
         self.engine.check(request)
-        return self._stream(request)
+        return request
 
     def _stream(self, request: Request) -> Iterator[Delta]:
         slot = self.engine.admit(request)
         try:
             while self.engine.busy:
-                for frame in self.engine.step():  # all of them are ours: the engine has one row
+                for frame in self.engine.step():  # all of them are ours: only one caller may use `reply`
                     yield Delta(frame.text, frame.wav, frame.codes, frame.finish)
                     if frame.done and frame.finish.reason is Reason.FAILED:
                         raise ReplyFailed(f"the reply broke off after {frame.finish.steps} steps: {frame.finish.error}")
@@ -265,9 +288,9 @@ class Chat:
         """Tokens a prompt may have."""
         return self.engine.max_length - params.max_new_tokens
 
-    def fit(self, messages: list[dict], params: GenerationParams) -> list[dict]:
-        """The conversation without its oldest turns, as many as must go for the reply to have room."""
-        while len(messages) > 2 and len(encode_text(self.tokenizer, self._render(messages, params))) > self._room(params):
+    def fit(self, messages: list[dict], params: GenerationParams, reserve: int = 0) -> list[dict]:
+        """The conversation without its oldest turns, as many as must go for the reply and `reserve` more tokens to have room."""
+        while len(messages) > 2 and len(encode_text(self.tokenizer, self._render(messages, params))) > self._room(params) - reserve:
             messages = messages[2:]
         return messages
 

@@ -273,7 +273,7 @@ class Engine:
     def _start(self, session: Session) -> None:
         """Its prompt is read: let it speak from the next step on."""
         column = session.request.prompt_ids[:, -1].to(self.device)
-        self.rows.start(session.row, session.request.params, column, session.uniform, session.speaker)
+        self.rows.start(session.row, session.request.params, column, session.uniform, session.speaker, session.request.forced_text)
         if self.mimi_state is not None:
             self.mimi_state.reset([session.row])
         session.speaking, session.embedded = True, None

@@ -37,6 +37,7 @@ class Rows:
     seen: Tensor  # (B, vocab) bool: text ids said so far
     history: Tensor  # (B, 8, 8) each codebook's codes at the last 8 steps, NONE where it was silent or stopped
     uniform: Tensor  # (B, steps, 9) the numbers that decide what is sampled
+    forced: Tensor  # (B, steps) text ids to be said whatever is sampled, NONE where the text is free
     temperature: Tensor  # the rest: (B,) settings of GenerationParams
     top_p: Tensor
     text_penalty: Tensor
@@ -62,19 +63,26 @@ class Rows:
                    has_speaker=flag(), step=whole(), audio_step=whole(), text_ended=flag(), newline_fed=flag(),
                    stopped=flag(NUM_CODEBOOKS), tail=whole(len(config.think_end_ids), value=NONE), seen=flag(config.vocab_size),
                    history=whole(NUM_CODEBOOKS, NUM_CODEBOOKS, value=NONE),
-                   uniform=whole(steps, NUM_STREAMS, dtype=torch.float32, value=0.0),
+                   uniform=whole(steps, NUM_STREAMS, dtype=torch.float32, value=0.0), forced=whole(steps, value=NONE),
                    audio_top_k=whole(value=1), newline_id=whole(), **ones)
 
-    def start(self, row: int, params: GenerationParams, column: Tensor, uniform: Tensor, speaker: Tensor | None) -> None:
-        """Make `row` begin a reply by feeding `column` (9,), the last of its prompt; `uniform` (steps, 9), speaker (W,) or None."""
+    def start(self, row: int, params: GenerationParams, column: Tensor, uniform: Tensor, speaker: Tensor | None,
+              forced: list[int] | None = None) -> None:
+        """Make `row` begin a reply by feeding `column` (9,), the last of its prompt; `uniform` (steps, 9), speaker (W,) or None.
+
+        forced: text ids that it must say first.
+        """
         values = dict(active=True, step=0, audio_step=THINKING if params.thinking else 0, text_ended=False, newline_fed=False,
-                      stopped=False, tail=NONE, seen=False, history=NONE, has_speaker=speaker is not None,
+                      stopped=False, tail=NONE, seen=False, history=NONE, has_speaker=speaker is not None, forced=NONE,
                       temperature=params.temperature, top_p=params.top_p, text_penalty=params.text_repetition_penalty,
                       audio_temperature=params.audio_temperature, audio_top_k=params.audio_top_k,
                       audio_penalty=params.audio_repetition_penalty, newline_id=params.newline_id, column=column)
         for name, value in values.items():
             getattr(self, name)[row] = value
         self.uniform[row, :len(uniform)] = uniform
+        if forced:
+            forced = forced[:self.forced.shape[1]]
+            self.forced[row, :len(forced)] = torch.tensor(forced, device=self.forced.device)
         if speaker is not None:
             self.speaker[row] = speaker
 
@@ -134,8 +142,10 @@ def decode_frame(network: Network, cache: KVCache, rows: Rows, indices: Tensor, 
     spoken = network.talk(rows.column[:, :NUM_CODEBOOKS, None], bridge, rows.speaker, rows.has_speaker, place)
     position += rows.active
     thought, spoken = thought[:, -1], spoken[:, -1]
-    uniform = rows.uniform[indices, rows.step.clamp(max=rows.uniform.shape[1] - 1)]
+    step = rows.step.clamp(max=rows.uniform.shape[1] - 1)
+    uniform, forced = rows.uniform[indices, step], rows.forced[indices, step]
     text = sample_text(network.text_logits(thought), rows.seen, uniform[:, 0], rows.temperature, rows.top_p, rows.text_penalty)
+    text = torch.where(forced >= 0, forced, text)
     codes = sample_codes(network.code_logits(spoken), rows.history[:, :, -RECENT_CODES:], uniform[:, 1:], rows.audio_temperature,
                          rows.audio_top_k, rows.audio_penalty, rows.temperature == 0)
     finite = (thought.isfinite().all(-1) & spoken.isfinite().all(-1)).long()

@@ -61,6 +61,7 @@ class Request:
     prompt_ids (9, P) from sequence.build_prompt; spk_emb (192,); audio_features (1, L, 512) of which audio_lens (1,) are valid;
     image_features (1, N, 64, 768) or (1, 64, 768). generator decides everything that is sampled (None: torch's default one).
     conversation: requests with the same key continue one another, see reuse.py; None keeps nothing.
+    forced_text: text ids that the reply must say, <|im_end|> among them; only its speech is then up to the model.
     """
     prompt_ids: Tensor
     params: GenerationParams
@@ -70,6 +71,7 @@ class Request:
     image_features: Tensor | None = None
     generator: torch.Generator | None = None
     conversation: Hashable | None = None
+    forced_text: list[int] | None = None
 
     def check(self, config: OmniConfig, max_length: int) -> None:
         """Raise ValueError (PromptTooLong for that) naming what the model cannot take: on a GPU one bad id would end all sessions."""
@@ -81,6 +83,11 @@ class Request:
         for name, part, size in (("text", ids[-1], config.vocab_size), ("code", ids[:-1], config.audio_vocab_size)):
             if int(part.min()) < 0 or int(part.max()) >= size:
                 raise ValueError(f"{name} ids must lie in 0..{size - 1}, the prompt holds {int(part.min())}..{int(part.max())}")
+        if self.forced_text and not (0 <= min(self.forced_text) and max(self.forced_text) < config.vocab_size):
+            raise ValueError(f"forced text ids must lie in 0..{config.vocab_size - 1}")
+        if self.forced_text and len(self.forced_text) > self.params.max_new_tokens:
+            raise ValueError(f"the text to be said is {len(self.forced_text)} tokens long, a reply has at most "
+                             f"{self.params.max_new_tokens}")
         if self.spk_emb is not None and self.spk_emb.shape != (config.spk_emb_size,):
             raise ValueError(f"spk_emb must be of shape ({config.spk_emb_size},), not {tuple(self.spk_emb.shape)}")
         for name, features, dims, width in (("audio_features", self.audio_features, (3,), config.audio_hidden_size),

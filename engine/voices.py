@@ -4,6 +4,7 @@
 - A voices file comes from users: it is loaded with weights_only=True and every entry is checked before anything uses it.
 - A clip that cannot give a good voice (too short, silent, clipped, noisy) is refused with the reason.
 """
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ SILENT_RMS = 10 ** (-50 / 20)  # -50 dB of full scale
 CLIPPED_SHARE = 0.01  # of the samples at full scale
 MIN_SNR_DB = 10.0  # between the loud and the quiet parts of a clip: speech has pauses, noise has none
 LEVEL_WINDOW_S = 0.02
+OPENAI_VOICES = ("alloy", "ash", "ballad", "cedar", "coral", "echo", "fable", "marin", "nova", "onyx", "sage", "shimmer", "verse")
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,18 @@ def pick_voice(voices: dict[str, Voice], name: str | None) -> Voice:
     if name not in voices:
         raise ValueError(f"unknown voice {name!r}; choose from {', '.join([*voices, NO_VOICE.name])}")
     return voices[name]
+
+
+def match_voice(names: Sequence[str], wanted: str) -> str:
+    """The voice of `names` that a client of OpenAI's protocols means; ValueError lists the known ones.
+
+    Such clients name one of OpenAI's voices unless told otherwise: each stands for one of ours, always the same.
+    """
+    if wanted in names or wanted == NO_VOICE.name:
+        return wanted
+    if wanted in OPENAI_VOICES and names:
+        return names[OPENAI_VOICES.index(wanted) % len(names)]
+    raise ValueError(f"unknown voice {wanted[:40]!r}; choose from {', '.join([*names, NO_VOICE.name])}")
 
 
 def check_clip(wav: np.ndarray, rate: int, name: str) -> None:

@@ -2,6 +2,7 @@
 
 - `read_audio` accepts whatever libsndfile decodes (wav, flac, ogg, mp3) and refuses what would poison a batch: undecodable,
   empty or non-finite audio raises a ValueError that names the source.
+- `encode_audio` writes the formats that are sent over a network, to bytes.
 - `write_wav` never leaves half a file: it writes beside the target and renames.
 - `fbank`, `stack_frames` and `lfr_frames` are the one copy of the 16 kHz front end (25 ms window, 10 ms hop, 80 mels), so the
   dataset can count audio tokens without running an encoder.
@@ -14,6 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+MAX_CHANNELS, MIN_RATE, MAX_RATE = 2, 8_000, 96_000  # of audio that strangers send
+ENCODINGS = {"wav": ("WAV", "PCM_16"), "flac": ("FLAC", "PCM_16"), "mp3": ("MP3", "MPEG_LAYER_III"), "opus": ("OGG", "OPUS")}
+
 FBANK_RATE = 16_000
 FBANK_WINDOW = 400  # samples: 25 ms
 FBANK_HOP = 160  # samples: 10 ms
@@ -21,11 +25,12 @@ LFR_STACK = 7  # SenseVoice stacks 7 fbank frames ...
 LFR_STRIDE = 6  # ... every 6, so one vector is 60 ms
 
 
-def read_audio(source, rate: int, name: str | None = None) -> np.ndarray:
+def read_audio(source, rate: int, name: str | None = None, max_seconds: float | None = None) -> np.ndarray:
     """Decode a file (path) or an encoded file's bytes to float32 mono (S,) in [-1, 1] at `rate` Hz.
 
     `name` stands for the source in error messages. Raises FileNotFoundError for a missing path, and ValueError when the audio
-    cannot be decoded, is empty, or holds NaN or infinity.
+    cannot be decoded, is empty, or holds NaN or infinity. With max_seconds, for what strangers send, also when it is longer or
+    of an uncommon kind; nothing that would take a lot of memory is decoded first.
     """
     import soundfile
 
@@ -34,11 +39,20 @@ def read_audio(source, rate: int, name: str | None = None) -> np.ndarray:
     if not is_bytes and not Path(source).is_file():
         raise FileNotFoundError(f"no audio file at {name}")
     try:
-        wav, file_rate = soundfile.read(io.BytesIO(source) if is_bytes else str(source), dtype="float32", always_2d=True)
+        with soundfile.SoundFile(io.BytesIO(source) if is_bytes else str(source)) as file:
+            frames, file_rate = -1, file.samplerate
+            if max_seconds is not None:
+                if file.channels > MAX_CHANNELS or not MIN_RATE <= file_rate <= MAX_RATE:
+                    raise ValueError(f"audio {name} has {file.channels} channels at {file_rate} Hz; at most {MAX_CHANNELS} at "
+                                     f"{MIN_RATE} to {MAX_RATE} Hz can be taken")
+                frames = int(max_seconds * file_rate) + 1
+            wav = file.read(frames, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, TypeError) as error:
         raise ValueError(f"cannot decode audio {name}: {error}; use wav, flac, ogg or mp3") from error
     if not len(wav):
         raise ValueError(f"audio {name} is empty")
+    if max_seconds is not None and len(wav) > max_seconds * file_rate:
+        raise ValueError(f"audio {name} is longer than {max_seconds:g} s")
     if not np.isfinite(wav).all():
         raise ValueError(f"audio {name} holds NaN or infinite samples")
     return resample(wav.mean(axis=1), file_rate, rate)
@@ -67,6 +81,18 @@ def from_pcm16(pcm: bytes) -> np.ndarray:
     if len(pcm) % 2:
         raise ValueError(f"PCM16 needs an even number of bytes, got {len(pcm)}")
     return np.frombuffer(pcm, dtype="<i2").astype(np.float32) / 32768.0
+
+
+def encode_audio(wav, rate: int, format: str) -> bytes:
+    """(S,) float samples as the bytes of a mono file: "wav", "flac", "mp3", "opus", or "pcm16" without a header."""
+    import soundfile
+
+    if format == "pcm16":
+        return to_pcm16(wav)
+    container, subtype = ENCODINGS[format]
+    file = io.BytesIO()
+    soundfile.write(file, np.asarray(wav, np.float32), rate, format=container, subtype=subtype)
+    return file.getvalue()
 
 
 def write_wav(path, wav, rate: int) -> None:

@@ -87,3 +87,23 @@ def test_fbank_is_deterministic_and_scales_as_log_power():
 def test_stacked_rows_hold_neighbours_and_repeat_the_edges():
     rows = audio.stack_frames(np.arange(10, dtype=np.float32)[:, None])
     assert rows.tolist() == [[0, 0, 0, 0, 1, 2, 3], [3, 4, 5, 6, 7, 8, 9]]
+
+
+@pytest.mark.parametrize("format", ["wav", "flac", "mp3", "opus"])
+def test_encoded_audio_is_the_same_sound(format):
+    sound = tone(0.5, 24000)
+    again = audio.read_audio(audio.encode_audio(sound, 24000, format), 24000)
+    assert len(again) == len(sound) and np.corrcoef(again[2400:-2400], sound[2400:-2400])[0, 1] > 0.99
+    assert audio.encode_audio(sound, 24000, "pcm16") == audio.to_pcm16(sound)
+
+
+def test_what_strangers_send_is_decoded_within_bounds():
+    small_file = audio.encode_audio(np.zeros(24000 * 600), 24000, "flac")  # ten minutes in few bytes
+    assert len(small_file) < 100_000
+    with pytest.raises(ValueError, match="longer than 60 s"):
+        audio.read_audio(small_file, 16000, max_seconds=60)
+    for rate, channels in ((192_000, 1), (16_000, 3), (4_000, 1)):
+        file = io.BytesIO()
+        soundfile.write(file, np.zeros((1000, channels)), rate, format="WAV")
+        with pytest.raises(ValueError, match="at most 2 at 8000 to 96000 Hz"):
+            audio.read_audio(file.getvalue(), 16000, max_seconds=60)

@@ -6,7 +6,7 @@ import torch
 from tiny_folders import make_tiny_mimi
 
 from engine.engine import Engine
-from engine.generate import GenerationParams, generate_naive
+from engine.generate import GenerationParams, generate_naive, sampler
 from engine.session import EngineFull, PromptTooLong, Reason, Request
 from model.config import OmniConfig, audio_ids_for
 from model.mimi import Mimi
@@ -159,6 +159,26 @@ def test_rows_move_down_when_most_have_left(model, mimi):
     frames = drain(engine)
     assert counts[0] == 8 and counts[-1] == 1
     assert heard(frames[slots[-1]]) == expected(model, requests[-1])
+
+
+def test_forced_text_is_said_and_only_its_speech_is_free(model):
+    words = [21, 30, 21, 38, EOS]
+    request = replace(random_request(model, 4), forced_text=words)
+    sample = sampler(PARAMS, torch.Generator().manual_seed(4))
+
+    def choose(out, reply):
+        text, codes = sample(out, reply)
+        return (words[reply.steps] if reply.steps < len(words) else text), codes
+
+    wanted = [(step.text, step.frame) for step in generate_naive(model, request.prompt_ids, PARAMS, request.spk_emb, choose=choose)]
+    engine = Engine(model, slots=2)
+    engine.admit(random_request(model, 1))  # somebody else, who is free to say what he likes
+    slot = engine.admit(request)
+    frames = drain(engine)
+    assert heard(frames[slot]) == wanted and [f.token for f in frames[slot] if f.token is not None] == words
+    assert heard(reply_of(engine, random_request(model, 2))) == expected(model, random_request(model, 2)), "the row is free again"
+    with pytest.raises(ValueError, match="forced text"):
+        engine.check(replace(request, forced_text=[40]))
 
 
 def test_a_long_prompt_waits_for_those_who_speak(model):

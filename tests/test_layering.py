@@ -12,11 +12,11 @@ MAY_IMPORT = {
     "nano": {"model", "dataset"},
     "trainer": {"model", "dataset"},
     "evals": {"model", "engine"},
-    "scripts": {"model", "dataset", "engine", "nano", "trainer", "evals"},
+    "scripts": {"model", "dataset", "engine", "nano", "trainer", "evals", "eval_omni"},
     "eval_omni": {"model", "engine", "evals"},
 }
 LIBRARIES = ("model", "dataset", "engine")  # these log; only entry points print
-FILES = sorted(p for folder in MAY_IMPORT for p in (ROOT / folder).glob("*.py")) + [ROOT / "eval_omni.py"]
+FILES = sorted(p for folder in MAY_IMPORT for p in (ROOT / folder).rglob("*.py")) + [ROOT / "eval_omni.py"]
 
 
 def imports(tree):

@@ -1,0 +1,192 @@
+"""What all protocols share: a question of any kind becomes a request, a request becomes pieces of text and pcm16, counted and timed.
+
+- The frozen encoders run in one thread of their own, so that the engine's steps and the event loop never wait for them.
+- Everything a client can get wrong is a ProtocolError with a code; what it may not know (paths of this machine) is left out.
+- Nothing that was said is logged, unless `log_transcripts`.
+"""
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from engine.api.limits import Limits
+from engine.api.metrics import Metrics
+from engine.api.worker import Busy, FrameStream, Worker
+from engine.chat import Chat, MissingPart, read_image
+from engine.generate import GenerationParams
+from engine.realtime import Usage
+from engine.realtime_events import ProtocolError
+from engine.session import Finish, PromptTooLong, Reason, Request
+from engine.voices import NO_VOICE, match_voice, pick_voice
+from model.audio import from_pcm16, lfr_frames, read_audio, resample, to_pcm16
+from model.config import FRAME_SAMPLES, INPUT_RATE, SAMPLE_RATE
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Question:
+    """What to answer. messages as Chat.reply wants them; wav (S,) at 16 kHz and images (PIL) belong to the last one."""
+    messages: list[dict]
+    wav: np.ndarray | None = None
+    images: list = field(default_factory=list)
+    voice: str = NO_VOICE.name
+    max_tokens: int | None = None  # steps; None: as many as the server allows
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    conversation: Hashable | None = None
+    say: str | None = None  # the reply must consist of these words
+
+
+class Service:
+    """A loaded pack and everything needed to serve it. `defaults`: settings of a reply where a client names none."""
+
+    def __init__(self, chat: Chat, model_id: str, defaults: GenerationParams, limits: Limits = Limits(), log_transcripts: bool = False):
+        self.chat, self.model_id, self.limits, self.log_transcripts = chat, model_id, limits, log_transcripts
+        self.defaults = replace(defaults, max_new_tokens=limits.new_tokens)
+        self.worker = Worker(chat.engine, limits.waiting)
+        self.metrics = Metrics(self.worker)
+        self.encoders = ThreadPoolExecutor(1, "encoders")
+
+    @property
+    def voices(self) -> list[str]:
+        """Names to choose from, the default first."""
+        return list(self.chat.voices) or [NO_VOICE.name]
+
+    def close(self) -> None:
+        self.worker.stop()
+        self.encoders.shutdown(cancel_futures=True)
+
+    # ---- decoding, in the encoders' thread
+
+    async def encode(self, run: Callable, *args):
+        """`run(*args)` in the encoders' thread; its errors as ProtocolErrors."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self.encoders, run, *args)
+        except ProtocolError:
+            raise
+        except MissingPart as error:
+            raise ProtocolError(f"{error.wanted_by} needs {error.part}, which the pack of model {self.model_id} does not have",
+                                "missing_module") from error
+        except PromptTooLong as error:
+            raise ProtocolError(str(error), "context_length_exceeded") from error
+        except ValueError as error:
+            raise ProtocolError(str(error)) from error
+        except Exception as error:  # out of memory, say: this question's alone
+            log.exception("a question could not be read")
+            raise ProtocolError("the question could not be read through a fault of the server", "server_error",
+                                type="server_error") from error
+
+    def read_wav(self, data: bytes, param: str) -> np.ndarray:
+        """(S,) at 16 kHz from an encoded file's bytes. ValueError names `param`."""
+        return read_audio(data, INPUT_RATE, param, self.limits.audio_seconds)
+
+    def read_picture(self, data: bytes, param: str):
+        return read_image(data, param, self.limits.image_pixels)
+
+    def check_images(self, count: int) -> None:
+        if count > self.limits.images:
+            raise ProtocolError(f"{count} pictures with one question; at most {self.limits.images} are looked at", "too_many_images")
+
+    def voice_named(self, name: str, param: str) -> str:
+        try:
+            return match_voice(list(self.chat.voices), name)
+        except ValueError as error:
+            raise ProtocolError(str(error), param=param) from error
+
+    def request(self, question: Question) -> Request:
+        """The engine's request for a question; ValueErrors as Chat.request. Call it through `encode`."""
+        chat = self.chat
+        params = replace(self.defaults, max_new_tokens=min(question.max_tokens or self.limits.new_tokens, self.limits.new_tokens))
+        for name in ("temperature", "top_p"):
+            if getattr(question, name) is not None:
+                params = replace(params, **{name: getattr(question, name)})
+        self.check_images(len(question.images))
+        reserve = len(question.images) * chat.config.image_token_len + (0 if question.wav is None else 1 + lfr_frames(len(question.wav)))
+        generator = None if question.seed is None else torch.Generator(chat.device).manual_seed(question.seed % 2**63)
+        if self.log_transcripts:
+            log.info("asked: %r", question.messages[-1]["content"])
+        return chat.request(chat.fit(question.messages, params, reserve), params, pick_voice(chat.voices, question.voice), question.wav,
+                            question.images, generator, question.conversation, question.say)
+
+    def hear(self, pcm: bytes) -> np.ndarray:
+        """24 kHz pcm16 -> (S,) at 16 kHz."""
+        return resample(from_pcm16(pcm), SAMPLE_RATE, INPUT_RATE)
+
+    def transcribe(self, wav: np.ndarray) -> str:
+        text = self.chat.transcribe(wav)
+        if self.log_transcripts:
+            log.info("heard: %r", text)
+        return text
+
+    def reply(self, request: Request, spoken: bool, began: float) -> "Reply":
+        """Have a request answered. began: time.perf_counter() when it was asked. ProtocolError when the server is too busy."""
+        if spoken and self.chat.mimi is None:
+            raise ProtocolError(f"model {self.model_id} is served without speech: ask for text", "missing_module")
+        try:
+            return Reply(self, request, spoken, began)
+        except Busy as error:
+            raise ProtocolError(str(error), "server_busy", type="rate_limit_error") from error
+
+
+class Reply:
+    """One reply being generated: `async for text, pcm in reply` (either may be empty), then `usage()` and `complete`. Close it."""
+
+    def __init__(self, service: Service, request: Request, spoken: bool, began: float):
+        self.service, self.request, self.spoken, self.began = service, request, spoken, began
+        self.stream = FrameStream(service.worker, request)
+        self.finish: Finish | None = None
+        self.text, self.text_tokens, self.frames = "", 0, 0
+
+    async def __aiter__(self):
+        metrics, eos = self.service.metrics, self.service.chat.config.eos_token_id
+        async for frame in self.stream:
+            now = time.perf_counter() - self.began
+            self.finish = frame.finish
+            if frame.token is not None:
+                self.text_tokens += 1
+            if frame.text:
+                if not self.text:
+                    metrics.ttft.observe(now)
+                self.text += frame.text
+            pcm = b""
+            if self.spoken and frame.wav is not None:
+                if not self.frames:
+                    metrics.ttfa.observe(now)
+                self.frames += 1
+                pcm = to_pcm16(frame.wav)
+            if frame.text or pcm:
+                yield frame.text, pcm
+            if not self.spoken and frame.token == eos:  # its speech is not wanted
+                self.finish = self.finish or Finish(Reason.ENDED, self.text_tokens)
+                break
+        metrics.replies.labels(self.finish.reason.value).inc()
+        if self.finish.reason is Reason.FAILED:
+            log.error("a reply failed: %s", self.finish.error)
+            raise ProtocolError("the reply broke off through a fault of the server; ask again", "reply_failed", type="server_error")
+        if self.frames:
+            metrics.rtf.observe((time.perf_counter() - self.began) / (self.frames * FRAME_SAMPLES / SAMPLE_RATE))
+        if self.service.log_transcripts:
+            log.info("said: %r", self.text)
+
+    @property
+    def complete(self) -> bool:
+        """Whether it came to its own end, rather than to a limit."""
+        return self.finish is not None and self.finish.reason is Reason.ENDED
+
+    def usage(self) -> Usage:
+        config, text = self.service.chat.config, self.request.prompt_ids[-1]
+        audio, image = (int(torch.isin(text, torch.tensor(ids)).sum()) for ids in (config.audio_ids, config.image_ids))
+        return Usage(len(text) - audio - image, audio, image, self.text_tokens, self.frames)
+
+    def close(self) -> None:
+        """Stop generating, if it is not over."""
+        if self.finish is None:
+            self.service.metrics.replies.labels(Reason.CANCELLED.value).inc()
+        self.stream.close()

@@ -1,0 +1,227 @@
+// The phone page's logic, and the AudioWorklet it records and plays with: the same file is loaded twice, into the page and into
+// the audio thread. The page speaks the OpenAI Realtime protocol of /v1/realtime, nothing of its own.
+//
+// - 24 kHz pcm16 up in packets of 40 ms; down it is queued sample by sample and can be cut at once.
+// - Barge-in: on speech_started the queue is cleared, and the item is truncated to what was really played.
+
+const RATE = 24000;
+const PACKET = 960; // samples: 40 ms
+
+if (typeof AudioWorkletProcessor !== "undefined") {
+  registerProcessor("phone", class extends AudioWorkletProcessor {
+    constructor() {
+      super();
+      this.queue = []; // {item, samples, at}
+      this.packet = new Float32Array(PACKET);
+      this.filled = 0;
+      this.port.onmessage = ({ data }) => {
+        if (data.clear) this.queue = [];
+        else this.queue.push({ item: data.item, samples: data.samples, at: 0 });
+      };
+    }
+
+    process([input], [output]) {
+      const played = new Map(); // item -> samples
+      const out = output[0];
+      for (let i = 0; i < out.length && this.queue.length;) {
+        const head = this.queue[0];
+        const count = Math.min(out.length - i, head.samples.length - head.at);
+        out.set(head.samples.subarray(head.at, head.at + count), i);
+        i += count;
+        head.at += count;
+        played.set(head.item, (played.get(head.item) || 0) + count);
+        if (head.at === head.samples.length) this.queue.shift();
+      }
+      for (const [item, count] of played) this.port.postMessage({ item, count, idle: !this.queue.length });
+      for (const sample of input[0] || []) {
+        this.packet[this.filled++] = sample;
+        if (this.filled === PACKET) {
+          this.port.postMessage({ packet: this.packet });
+          this.packet = new Float32Array(PACKET);
+          this.filled = 0;
+        }
+      }
+      return true;
+    }
+  });
+} else {
+  startPage();
+}
+
+function startPage() {
+  const element = (id) => document.getElementById(id);
+  const states = { idle: "Ready", connecting: "Connecting…", listening: "Listening", thinking: "Thinking…", speaking: "Speaking" };
+  let call = null; // everything that belongs to the call that is going on
+
+  function show(state) {
+    document.body.dataset.state = state;
+    element("state").textContent = states[state];
+    const calling = state !== "idle";
+    element("call").hidden = calling;
+    element("mute").hidden = element("hangup").hidden = !calling;
+  }
+
+  function complain(text) { element("message").textContent = text; }
+
+  function caption(key, role, text, append) {
+    let line = call.captions.get(key);
+    if (!line) {
+      line = document.createElement("p");
+      line.className = role;
+      element("captions").append(line);
+      call.captions.set(key, line);
+    }
+    line.textContent = append ? line.textContent + text : text;
+    element("captions").scrollTop = element("captions").scrollHeight;
+  }
+
+  async function dial() {
+    complain("");
+    if (!window.isSecureContext || !navigator.mediaDevices) {
+      return complain("This browser gives a page the microphone only over https or on this machine's own address.\n" +
+        "Open http://127.0.0.1 on the machine itself, or start the server with --ssl-certfile and --ssl-keyfile.");
+    }
+    call = { captions: new Map(), played: new Map(), current: null, muted: false, responding: false };
+    const mine = call; // a hang-up while we wait for permission must not be undone by what follows
+    element("captions").replaceChildren();
+    show("connecting");
+    try {
+      mine.stream = await navigator.mediaDevices.getUserMedia({ audio: {
+        channelCount: 1, echoCancellation: true, noiseSuppression: true, autoGainControl: true } });
+    } catch (error) {
+      hangUp();
+      return complain(error.name === "NotAllowedError"
+        ? "The microphone was denied. Allow it for this page (the icon beside the address), then call again."
+        : `There is no usable microphone (${error.name}). Connect one, then call again.`);
+    }
+    mine.audio = new AudioContext({ sampleRate: RATE });
+    await mine.audio.audioWorklet.addModule("phone.js");
+    if (call !== mine) return release(mine);
+    mine.node = new AudioWorkletNode(mine.audio, "phone", { outputChannelCount: [1] });
+    mine.node.port.onmessage = ({ data }) => (data.packet ? recorded(data.packet) : played(data));
+    mine.audio.createMediaStreamSource(mine.stream).connect(mine.node);
+    mine.node.connect(mine.audio.destination);
+    await mine.audio.resume();
+    mine.socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/v1/realtime`, ["realtime"]);
+    mine.socket.onmessage = ({ data }) => { if (call === mine) received(JSON.parse(data)); };
+    mine.socket.onclose = () => {
+      if (call !== mine) return;
+      if (!element("message").textContent) complain("The server ended the call.");
+      hangUp();
+    };
+  }
+
+  function send(type, fields) {
+    if (call.socket && call.socket.readyState === WebSocket.OPEN) call.socket.send(JSON.stringify({ type, ...fields }));
+  }
+
+  function configure() {
+    send("session.update", { session: { type: "realtime", output_modalities: ["audio"], audio: { input: {
+      format: { type: "audio/pcm", rate: RATE }, transcription: { model: "built-in" },
+      turn_detection: { type: "server_vad", interrupt_response: element("interrupt").checked } } } } });
+  }
+
+  function received(event) {
+    switch (event.type) {
+      case "session.created":
+        call.began = Date.now();
+        call.ticking = setInterval(tick, 250);
+        configure();
+        return show("listening");
+      case "input_audio_buffer.speech_started":
+        if (element("interrupt").checked) interrupt();
+        return;
+      case "input_audio_buffer.committed":
+        return show("thinking");
+      case "conversation.item.input_audio_transcription.completed":
+        if (event.transcript) caption(event.item_id, "user", event.transcript);
+        return;
+      case "response.created":
+        call.responding = true;
+        return show("thinking");
+      case "response.output_item.added":
+        call.current = event.item.id;
+        return;
+      case "response.output_audio_transcript.delta":
+        return caption(event.item_id, "model", event.delta, true);
+      case "response.output_audio.delta":
+        show("speaking");
+        return play(event.item_id, event.delta);
+      case "response.done":
+        call.responding = false;
+        if (event.response.status === "failed") complain(event.response.status_details.error.message);
+        if (!call.pending) show("listening");
+        return;
+      case "error":
+        return complain(event.error.message);
+    }
+  }
+
+  function play(item, base64) {
+    const bytes = Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
+    const view = new DataView(bytes.buffer);
+    const samples = Float32Array.from({ length: bytes.length / 2 }, (_, i) => view.getInt16(2 * i, true) / 32768);
+    call.pending = true; // sound that has not been played
+    call.current = item;
+    call.node.port.postMessage({ item, samples });
+  }
+
+  function played({ item, count, idle }) {
+    if (!call) return;
+    call.played.set(item, (call.played.get(item) || 0) + count);
+    if (idle) {
+      call.pending = false;
+      if (!call.responding) show("listening");
+    }
+  }
+
+  function interrupt() {
+    if (call.pending) {
+      call.node.port.postMessage({ clear: true });
+      call.pending = false;
+      send("conversation.item.truncate", { item_id: call.current, content_index: 0,
+        audio_end_ms: Math.floor(1000 * (call.played.get(call.current) || 0) / RATE) });
+    }
+    show("listening");
+  }
+
+  function recorded(packet) {
+    if (!call) return;
+    const peak = call.muted ? 0 : packet.reduce((most, x) => Math.max(most, Math.abs(x)), 0);
+    element("level").style.transform = `scaleX(${Math.min(1, Math.sqrt(peak))})`;
+    const bytes = new Uint8Array(2 * packet.length);
+    const view = new DataView(bytes.buffer);
+    // a muted call sends silence: time must go on for a turn to end
+    packet.forEach((x, i) => view.setInt16(2 * i, call.muted ? 0 : Math.max(-32768, Math.min(32767, Math.round(32768 * x))), true));
+    send("input_audio_buffer.append", { audio: btoa(String.fromCharCode(...bytes)) });
+  }
+
+  function tick() {
+    const seconds = Math.floor((Date.now() - call.began) / 1000);
+    element("timer").textContent = `${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, "0")}`;
+  }
+
+  function release(ended) {
+    clearInterval(ended.ticking);
+    if (ended.socket) ended.socket.close();
+    if (ended.stream) ended.stream.getTracks().forEach((track) => track.stop());
+    if (ended.audio && ended.audio.state !== "closed") ended.audio.close();
+  }
+
+  function hangUp() {
+    const ended = call;
+    call = null;
+    if (ended) release(ended);
+    element("level").style.transform = "scaleX(0)";
+    element("mute").setAttribute("aria-pressed", "false");
+    show("idle");
+  }
+
+  element("call").onclick = () => dial().catch((error) => { hangUp(); complain(`The call could not be made: ${error.message}`); });
+  element("hangup").onclick = hangUp;
+  element("mute").onclick = () => {
+    call.muted = !call.muted;
+    element("mute").setAttribute("aria-pressed", String(call.muted));
+  };
+  element("interrupt").onchange = () => { if (call) configure(); };
+}

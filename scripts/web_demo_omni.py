@@ -1,0 +1,83 @@
+"""Serve MiniMind-O: OpenAI's Realtime and chat-completions protocols, and a page to call it at /phone.
+
+- Without arguments: the nano pack on http://127.0.0.1:7860. The model is chosen as in eval_omni.py.
+- Nobody but this machine can connect unless --host says so; then set --api-key, which guards every route.
+- Browsers give a page the microphone only on this machine's own address or over https: --ssl-certfile and --ssl-keyfile.
+
+    python -m scripts.web_demo_omni
+    python -m scripts.web_demo_omni --host 0.0.0.0 --api-key SECRET --ssl-certfile cert.pem --ssl-keyfile key.pem
+"""
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+import uvicorn
+
+from engine.api.app import create_app
+from engine.api.limits import Limits
+from engine.api.service import Service
+from engine.generate import GenerationParams
+from eval_omni import TEMPERATURE, Parser, add_model_arguments, load_chat, number, one_line, pack_folder
+
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    add_model_arguments(parser)
+    serve = parser.add_argument_group("server")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all of this machine's")
+    serve.add_argument("--port", type=number(int, 0, 65535), default=7860)
+    serve.add_argument("--api-key", help="let nobody in without this key")
+    serve.add_argument("--allow-origin", nargs="*", default=[], metavar="URL", help="pages of other servers that may use this one")
+    serve.add_argument("--ssl-certfile", help="certificate, for https")
+    serve.add_argument("--ssl-keyfile", help="its private key")
+    serve.add_argument("--slots", type=number(int, 1, 256), default=8, help="replies generated at the same time")
+    serve.add_argument("--max-calls", type=number(int, 1), default=Limits.calls, help="Realtime sessions at the same time")
+    serve.add_argument("--max_new_tokens", type=number(int, 1), default=Limits.new_tokens, help="longest reply, in steps of 80 ms")
+    serve.add_argument("--temperature", type=number(float, 0), help="of the text, where a client names none")
+    serve.add_argument("--log-transcripts", action="store_true", help="log what is said; otherwise it is not")
+    return parser
+
+
+def build_app(args):
+    """The application for parsed arguments. FileNotFoundError and ValueError name what is missing or wrong, and the remedy."""
+    for flag, file in (("--ssl-certfile", args.ssl_certfile), ("--ssl-keyfile", args.ssl_keyfile)):
+        if file is not None and not Path(file).is_file():
+            raise FileNotFoundError(f"{flag} {file}: no such file")
+    if (args.ssl_certfile is None) != (args.ssl_keyfile is None):
+        raise ValueError("https needs both --ssl-certfile and --ssl-keyfile")
+    if args.api_key is not None and (not args.api_key.strip() or not args.api_key.isascii()):
+        raise ValueError("--api-key must be plain characters, and some")
+    chat, world = load_chat(args, pack_folder(args), slots=args.slots)
+    temperature = TEMPERATURE[world] if args.temperature is None else args.temperature
+    defaults = GenerationParams(newline_id=chat.newline_id, temperature=temperature)
+    limits = Limits(calls=args.max_calls, new_tokens=args.max_new_tokens)
+    service = Service(chat, f"minimind-o-{chat.config.hidden_size}", defaults, limits, args.log_transcripts)
+    hosts = LOOPBACK if args.host in LOOPBACK else None
+    return create_app(service, args.api_key, hosts, frozenset(args.allow_origin))
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        app = build_app(args)
+    except (ValueError, OSError, ImportError) as error:  # by convention these name wrong input and its remedy
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    if args.host not in LOOPBACK and args.api_key is None:
+        print("warning: anybody who can reach this machine can use the server; set --api-key", file=sys.stderr)
+    scheme = "https" if args.ssl_certfile else "http"
+    print(f"MiniMind-O on {scheme}://{args.host}:{args.port}/phone", flush=True)
+    uvicorn.run(app, host=args.host, port=args.port, ws_max_size=Limits.message_bytes, ssl_certfile=args.ssl_certfile,
+                ssl_keyfile=args.ssl_keyfile, log_level="warning", timeout_graceful_shutdown=5)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+// Runs engine/api/static/phone.js in Node: its audio thread with made-up sound, its page with a made-up browser and server.
+// Usage: node tests/phone_probe.js; silent when all is well. Run by tests/test_phone.py.
+const assert = require("node:assert");
+const fs = require("node:fs");
+const path = require("node:path");
+const vm = require("node:vm");
+
+const SOURCE = fs.readFileSync(path.join(__dirname, "../engine/api/static/phone.js"), "utf8");
+
+function audioThread() {
+  const said = [];
+  let Processor;
+  class AudioWorkletProcessor { constructor() { this.port = { postMessage: (m) => said.push(m) }; } }
+  vm.runInNewContext(SOURCE, { AudioWorkletProcessor, Float32Array, Map, registerProcessor: (name, c) => { Processor = c; } });
+  const thread = new Processor();
+  const turn = (input = []) => {
+    const out = new Float32Array(128);
+    assert(thread.process([input.length ? [Float32Array.from(input)] : []], [[out]]));
+    return [...out];
+  };
+  return { thread, said, turn };
+}
+
+function testAudioThread() {
+  const { thread, said, turn } = audioThread();
+  assert.deepEqual(turn(), Array(128).fill(0));
+  const play = (item, values) => thread.port.onmessage({ data: { item, samples: Float32Array.from(values) } });
+  play("a", Array(100).fill(1));
+  play("a", Array(100).fill(2));
+  play("b", Array(40).fill(3));
+  assert.deepEqual(turn(), [...Array(100).fill(1), ...Array(28).fill(2)]);
+  assert.deepEqual(said.splice(0), [{ item: "a", count: 128, idle: false }]);
+  assert.deepEqual(turn(), [...Array(72).fill(2), ...Array(40).fill(3), ...Array(16).fill(0)]);
+  assert.deepEqual(said.splice(0), [{ item: "a", count: 72, idle: true }, { item: "b", count: 40, idle: true }]);
+  play("c", Array(1000).fill(4));
+  turn();
+  thread.port.onmessage({ data: { clear: true } });
+  assert.deepEqual(turn(), Array(128).fill(0), "a cleared queue is silent at once");
+  said.length = 0;
+  for (let i = 0; i < 15; i++) turn(Array(128).fill(i)); // 1920 samples: two packets
+  const packets = said.map((m) => m.packet);
+  assert.equal(packets.length, 2);
+  assert(packets.every((p) => p.length === 960) && packets[0][0] === 0 && packets[1][959] === 14 && packets[0] !== packets[1]);
+}
+
+function browser({ secure = true, microphone = async () => ({ getTracks: () => [{ stop() {} }] }) } = {}) {
+  const elements = {}, posted = [], sent = [], sockets = [];
+  const make = () => ({ dataset: {}, style: {}, attributes: {}, children: [], textContent: "", checked: true, scrollHeight: 0,
+    append(child) { this.children.push(child); }, replaceChildren() { this.children = []; },
+    setAttribute(name, value) { this.attributes[name] = value; } });
+  const element = (id) => (elements[id] ??= make());
+  const port = { postMessage: (m) => posted.push(m) };
+  class Socket { constructor(url, protocols) { Object.assign(this, { url, protocols, readyState: 1 }); sockets.push(this); }
+    send(text) { sent.push(JSON.parse(text)); } close() { this.readyState = 3; this.onclose(); } }
+  Socket.OPEN = 1;
+  class Context { constructor() { this.audioWorklet = { addModule: async () => {} }; this.state = "running"; this.destination = {}; }
+    createMediaStreamSource() { return { connect() {} }; } async resume() {} close() { this.state = "closed"; } }
+  class Node { constructor() { this.port = port; } connect() {} }
+  const context = { document: { body: make(), getElementById: element, createElement: make }, WebSocket: Socket, AudioContext: Context,
+    AudioWorkletNode: Node, window: { isSecureContext: secure }, location: { protocol: "http:", host: "here:1" }, Date, atob, btoa,
+    navigator: { mediaDevices: secure ? { getUserMedia: microphone } : undefined }, setInterval: () => 1, clearInterval() {} };
+  vm.runInNewContext(SOURCE, context);
+  const tell = (event) => sockets[0].onmessage({ data: JSON.stringify(event) });
+  const settle = () => new Promise((resolve) => setTimeout(resolve, 5));
+  return { element, posted, sent, sockets, port, tell, settle, state: () => context.document.body.dataset.state };
+}
+
+async function testCall() {
+  const page = browser();
+  const { element, posted, sent, port, tell } = page;
+  element("call").onclick();
+  await page.settle();
+  assert.equal(page.sockets[0].url, "ws://here:1/v1/realtime");
+  assert.deepEqual([...page.sockets[0].protocols], ["realtime"]);
+  tell({ type: "session.created" });
+  assert.equal(page.state(), "listening");
+  assert.equal(sent.pop().session.audio.input.turn_detection.interrupt_response, true);
+  assert(element("call").hidden && !element("hangup").hidden);
+
+  port.onmessage({ data: { packet: new Float32Array(960).fill(0.5) } });
+  const heard = Buffer.from(sent.pop().audio, "base64");
+  assert.equal(heard.length, 1920);
+  assert.equal(heard.readInt16LE(0), 16384);
+  assert.equal(element("level").style.transform, `scaleX(${Math.sqrt(0.5)})`);
+  element("mute").onclick();
+  port.onmessage({ data: { packet: new Float32Array(960).fill(0.5) } });
+  assert(Buffer.from(sent.pop().audio, "base64").every((byte) => byte === 0), "muted: silence, not nothing");
+  element("mute").onclick();
+
+  const reply = (id, transcript) => {
+    tell({ type: "response.created" });
+    tell({ type: "response.output_item.added", item: { id } });
+    tell({ type: "response.output_audio_transcript.delta", item_id: id, delta: transcript });
+    tell({ type: "response.output_audio.delta", item_id: id, delta: Buffer.from(new Int16Array([16384, -16384]).buffer).toString("base64") });
+  };
+  reply("one", "It is ");
+  tell({ type: "response.output_audio_transcript.delta", item_id: "one", delta: "blue." });
+  assert.equal(page.state(), "speaking");
+  assert.deepEqual([...posted.at(-1).samples], [0.5, -0.5]);
+  assert.deepEqual(element("captions").children.map((line) => line.textContent), ["It is blue."]);
+  port.onmessage({ data: { item: "one", count: 12000, idle: false } });
+  tell({ type: "response.done", response: { status: "completed" } });
+  assert.equal(page.state(), "speaking", "it is still being played");
+  tell({ type: "input_audio_buffer.speech_started" });
+  assert.deepEqual({ ...posted.at(-1) }, { clear: true });
+  assert.deepEqual(sent.pop(), { type: "conversation.item.truncate", item_id: "one", content_index: 0, audio_end_ms: 500 });
+  assert.equal(page.state(), "listening");
+  tell({ type: "conversation.item.input_audio_transcription.completed", item_id: "q", transcript: "And grass?" });
+  reply("two", "Green.");
+  tell({ type: "response.done", response: { status: "completed" } });
+  port.onmessage({ data: { item: "two", count: 2, idle: true } });
+  assert.equal(page.state(), "listening", "all is played");
+
+  element("interrupt").checked = false;
+  element("interrupt").onchange();
+  assert.equal(sent.pop().session.audio.input.turn_detection.interrupt_response, false);
+  reply("three", "x");
+  const before = posted.length;
+  tell({ type: "input_audio_buffer.speech_started" });
+  assert.equal(posted.length, before, "no barge-in");
+  tell({ type: "response.done", response: { status: "failed", status_details: { error: { message: "cannot hear" } } } });
+  assert.equal(element("message").textContent, "cannot hear");
+  element("hangup").onclick();
+  assert.equal(page.state(), "idle");
+  assert.equal(page.sockets[0].readyState, 3);
+  port.onmessage({ data: { packet: new Float32Array(960) } }); // the audio thread's last word comes too late
+  assert(!element("call").hidden && element("mute").hidden);
+}
+
+async function testMessages() {
+  const insecure = browser({ secure: false });
+  insecure.element("call").onclick();
+  await insecure.settle();
+  assert.match(insecure.element("message").textContent, /https[^]*--ssl-certfile/);
+  for (const [name, words] of [["NotAllowedError", /denied\. Allow it/], ["NotFoundError", /no usable microphone/]]) {
+    const page = browser({ microphone: async () => { throw Object.assign(new Error(), { name }); } });
+    page.element("call").onclick();
+    await page.settle();
+    assert.match(page.element("message").textContent, words);
+    assert.equal(page.state(), "idle");
+  }
+  const left = browser();
+  left.element("call").onclick();
+  await left.settle();
+  left.sockets[0].close();
+  assert.match(left.element("message").textContent, /server ended the call/);
+  assert.equal(left.state(), "idle");
+}
+
+testAudioThread();
+testCall().then(testMessages).catch((error) => { console.error(error); process.exit(1); });
