@@ -48,3 +48,14 @@ def test_made_up_rows_are_as_long_as_said(tmp_path):
     write_rows(tmp_path / "rows.parquet", "t2a", 300, config, median=180, longest=512)
     frames = speech_hours(tmp_path / "rows.parquet", "t2a") * 3600 * 12.5 / 300
     assert 120 < frames < 190 and len(row_lengths([tmp_path / "rows.parquet"])) == 300
+
+
+def test_loader_bench_in_miniature(monkeypatch, tmp_path, capsys):
+    """A hundred times the data: started as soon, and hardly more memory."""
+    from scripts import bench_loader
+    monkeypatch.setattr(bench_loader, "alone", lambda function, *arguments: function(*arguments))
+    assert bench_loader.main(["--gigabytes", "0.0004", "0.04", "--batches", "8", "--batch_size", "8", "--output_dir", str(tmp_path)]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    small, large = result["rows"]
+    assert large["rows"] == 100 * small["rows"] > 5000 and result == json.loads((tmp_path / "bench_loader.json").read_text())
+    assert result["rss_growth_mib"] < 100 and min(small["samples_per_s"], large["samples_per_s"]) > 20
