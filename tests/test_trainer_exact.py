@@ -147,14 +147,14 @@ def test_two_processes_follow_the_curve_of_one(world, tmp_path):
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("moe, mode", [(0, "all"), (1, "all"), (0, "audio_proj")])
 def test_compiled_code_serves_all_lengths_and_inputs(world, tmp_path, monkeypatch, moe, mode):
-    """Rows that are heard, seen and read, of many lengths, with checkpointed blocks: a few graphs, not one a batch."""
+    """Rows that are heard, seen and read, of many lengths, dense ones with checkpointed blocks: a few graphs, not one a batch."""
     from torch._dynamo.testing import CompileCounter
     counter, compile_module = CompileCounter(), torch.compile
     torch._dynamo.reset()
     monkeypatch.setattr(train_sft_omni.torch, "compile", lambda net, dynamic: compile_module(net, dynamic=dynamic, backend=counter))
     make_mixed(tmp_path / "mixed.parquet", 24)
     trainer = Trainer(parse_args(command(world, data_path=tmp_path / "mixed.parquet", use_compile=1, use_moe=moe, batch_size=2,
-                                         max_seq_len=256, mode=mode, gradient_checkpointing=1)), CPU)
+                                         max_seq_len=256, mode=mode, gradient_checkpointing=1 - moe)), CPU)
 
     class Encoder:
         def features(self, wavs):
@@ -170,3 +170,21 @@ def test_compiled_code_serves_all_lengths_and_inputs(world, tmp_path, monkeypatc
         graphs.append(counter.frame_count)
     assert trainer.window[-2] == 24 and len(shapes) > 8
     assert graphs[-1] <= 8 and graphs[-1] == graphs[12], graphs
+
+
+@pytest.mark.parametrize("script, settings, launch", [
+    ("train.sh", {"NPROC": "2"}, ["--standalone", "--nproc_per_node", "2"]),
+    ("train_full.sh", {"USE_MOE": "1"}, ["--standalone", "--max_restarts", "3", "--nproc_per_node", "1"]),
+    ("train_full.sh", {"NNODES": "2:4", "RDZV": "host0:1"}, ["--nnodes", "2:4", "--rdzv_backend", "c10d", "--rdzv_endpoint", "host0:1"])])
+def test_recipes_give_flags_the_trainer_knows(tmp_path, script, settings, launch):
+    """A torchrun that only writes down what it is given: five stages, each starting from the one before."""
+    (tmp_path / "torchrun").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "torchrun").chmod(0o755)
+    done = subprocess.run(["bash", str(ROOT / "trainer" / script)], capture_output=True, text=True, check=True,
+                          env={**os.environ, **settings, "PATH": f"{tmp_path}:{os.environ['PATH']}"})
+    stages = [line.split() for line in done.stdout.splitlines()]
+    args = [parse_args(stage[stage.index("train_sft_omni.py") + 1:]) for stage in stages]
+    assert len(stages) == 5 and all(stage[:len(launch)] == launch for stage in stages) and all(a.from_resume == 1 for a in args)
+    assert [a.mode for a in args] == ["all", "audio_proj", "all", "vision_proj", "all"]
+    assert [a.from_weight for a in args[1:]] == [a.save_weight for a in args[:-1]]
+    assert args[0].from_weight == "llm" and all(a.use_moe == ("USE_MOE" in settings) for a in args)
