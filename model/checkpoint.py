@@ -25,7 +25,16 @@ MAX_NAMED = 8  # keys a report lists per kind before it only counts
 
 def save_atomic(obj: object, path: str | Path) -> None:
     """`torch.save(obj)` such that `path` holds either its old content or all of the new one, whenever the process dies."""
-    _replace(Path(path), lambda file: torch.save(obj, file))
+    def write(file) -> None:
+        try:
+            torch.save(obj, file)
+        except RuntimeError as error:  # what torch makes of a failed write when it then tries to finish its archive
+            cause = error.__context__
+            if isinstance(cause, OSError):
+                raise OSError(cause.errno, cause.strerror, str(path)) from error
+            raise
+
+    _replace(Path(path), write)
 
 
 def save_json(data: dict, path: str | Path) -> None:

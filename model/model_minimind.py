@@ -99,28 +99,58 @@ class MLP(nn.Module):
 
 
 class MoE(nn.Module):
-    """Top-k routed experts. After a training forward, `aux_loss` holds the load-balancing term (Fedus et al. 2021, eq. 4)."""
+    """Top-k routed experts.
+
+    Training sends the tokens, sorted by expert, through one grouped product per matrix: no loop, and no host sync where the device
+    has a kernel for it. Generation, with its few tokens, loops over the experts and copies no weights. Both give the same numbers.
+    """
 
     def __init__(self, config: OmniConfig):
         super().__init__()
         self.top_k, self.coef = config.num_experts_per_tok, config.router_aux_loss_coef
         self.gate = nn.Linear(config.hidden_size, config.num_experts, bias=False)
         self.experts = nn.ModuleList(MLP(config) for _ in range(config.num_experts))
-        self.aux_loss: Tensor | None = None
+        self.grouped = True  # False: training loops, too
+        self.routing: tuple[Tensor, Tensor] | None = None  # of the last training forward: chosen (N, top_k), probabilities (N, experts)
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.reshape(-1, x.shape[-1])
         probs = self.gate(tokens).float().softmax(-1)
         weights, chosen = probs.topk(self.top_k, dim=-1)
         weights = (weights / weights.sum(-1, keepdim=True)).type_as(x)
+        if self.training:
+            self.routing = chosen, probs
+        run = self._grouped if self.training and self.grouped else self._looped
+        return run(tokens, weights, chosen).view_as(x)
+
+    def aux_loss(self, valid: Tensor) -> Tensor:
+        """Load-balancing term (Fedus et al. 2021, eq. 4) of the last training forward, over the positions where `valid` (B, T)."""
+        chosen, probs = self.routing
+        share = valid.flatten().float()[:, None] / valid.sum().clamp(min=1)
+        load = (F.one_hot(chosen, len(self.experts)).float().mean(1) * share).sum(0)
+        return self.coef * len(self.experts) * (load * (probs * share).sum(0)).sum()
+
+    def _looped(self, tokens: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         out = torch.zeros_like(tokens)
         for e, expert in enumerate(self.experts):
             token, slot = torch.where(chosen == e)
             out = out.index_add(0, token, (expert(tokens[token]) * weights[token, slot, None]).type_as(out))
-        if self.training:
-            load = F.one_hot(chosen, len(self.experts)).float().mean((0, 1))
-            self.aux_loss = self.coef * len(self.experts) * (load * probs.mean(0)).sum()
-        return out.view_as(x)
+        return out
+
+    def _grouped(self, tokens: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+        device = tokens.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tokens.dtype  # autocast does not know grouped_mm
+        order = chosen.flatten().argsort(stable=True)  # places (token * top_k + slot), those of expert 0 first
+        ends = (chosen.flatten()[:, None] == torch.arange(len(self.experts), device=tokens.device)).sum(0).cumsum(0).int()
+
+        def product(x: Tensor, name: str) -> Tensor:
+            matrices = torch.stack([getattr(expert, name).weight.to(dtype) for expert in self.experts])
+            return F.grouped_mm(x, matrices.transpose(1, 2), offs=ends)
+
+        x = tokens[order // self.top_k].to(dtype)
+        x = product(F.silu(product(x, "gate_proj")) * product(x, "up_proj"), "down_proj")
+        back = x[order.argsort()].view(*chosen.shape, -1)
+        return (back * weights[..., None]).sum(1).type_as(tokens)
 
 
 class Block(nn.Module):

@@ -171,7 +171,7 @@ class MiniMindOmni(nn.Module):
         if last_only:
             positions = torch.full((text.shape[0], 1), text.shape[1] - 1, device=text.device)
         return OmniOutput(None if hidden is None else self.lm_head(_at(hidden, positions)), self.talker.lm_head(_at(spoken, positions)),
-                          self._aux_loss(spoken))
+                          self._aux_loss(codes, text))
 
     def new_cache(self, batch: int, max_length: int) -> KVCache:
         """An empty cache for `batch` rows of at most `max_length` positions, on the model's device and in its dtype."""
@@ -204,10 +204,12 @@ class MiniMindOmni(nn.Module):
             x = inject(x, text, self.config.image_ids, vectors)
         return x
 
-    def _aux_loss(self, like: Tensor) -> Tensor:
+    def _aux_loss(self, codes: Tensor, text: Tensor) -> Tensor:
+        """Sum over the layers, padding left out: it would make the loss depend on how rows are put into batches."""
         if not (self.training and self.config.use_moe):
-            return like.new_zeros((), dtype=torch.float32)
-        return sum(block.mlp.aux_loss for block in (*self.model.layers, *self.talker.layers))
+            return self.lm_head.weight.new_zeros((), dtype=torch.float32)
+        valid = (text != self.config.pad_token_id) | (codes != self.config.audio_pad_token).any(1)
+        return sum(block.mlp.aux_loss(valid) for block in (*self.model.layers, *self.talker.layers))
 
 
 def _at(x: Tensor, positions: Tensor | None) -> Tensor:
@@ -235,23 +237,39 @@ def inject(x: Tensor, text: Tensor, pad_ids: list[int], vectors: Tensor, lens: T
     return torch.where(use[..., None], vectors.reshape(B, N * L, C).gather(1, flat).type_as(x), x)
 
 
-def omni_loss(out: OmniOutput, text_labels: Tensor, audio_labels: Tensor, config: OmniConfig) -> OmniLosses:
+def omni_loss(out: OmniOutput, text_labels: Tensor, audio_labels: Tensor, config: OmniConfig, counts: Tensor | None = None,
+              fused: bool = True) -> OmniLosses:
     """text_labels (B, T) and audio_labels (B, 8, T), aligned with the logits, IGNORE where there is no target.
 
     Text: mean cross-entropy over the labelled positions (0 without text logits). Audio: mean over codebooks of
     sum(w * CE) / labelled positions, w = 10 on stop tokens. A term without labels is 0 and keeps the graph.
+    counts: divide by these, as of `label_counts`, instead of by this batch's own (processes share a batch). fused: all codebooks
+    in one cross-entropy, else one each: the same numbers.
     """
+    counts = label_counts(text_labels, audio_labels).clamp(min=1) if counts is None else counts
     if out.logits is None:
         text = out.audio_logits.new_zeros((), dtype=torch.float32)
     else:
-        text = F.cross_entropy(out.logits.flatten(0, 1).float(), text_labels.flatten(), ignore_index=IGNORE, reduction="sum")
-        text = text / (text_labels != IGNORE).sum().clamp(min=1)
-    audio = F.cross_entropy(out.audio_logits.flatten(0, 2).float(), audio_labels.flatten(), ignore_index=IGNORE, reduction="none")
+        text = F.cross_entropy(out.logits.flatten(0, 1).float(), text_labels.flatten(), ignore_index=IGNORE, reduction="sum") / counts[-1]
+    if fused:
+        audio = _unreduced(out.audio_logits, audio_labels)
+    else:
+        audio = torch.stack([_unreduced(out.audio_logits[:, k], audio_labels[:, k]) for k in range(NUM_CODEBOOKS)], dim=1)
     weight = torch.where(audio_labels == config.audio_stop_token, STOP_WEIGHT, 1.0)
-    count = (audio_labels != IGNORE).sum((0, 2)).clamp(min=1)
-    per_codebook = (audio.view_as(weight) * weight).sum((0, 2)) / count
+    per_codebook = (audio * weight).sum((0, 2)) / counts[:-1]
     audio = per_codebook.mean()
     return OmniLosses(text + audio + out.aux_loss, text, audio, out.aux_loss, per_codebook.detach())
+
+
+def label_counts(text_labels: Tensor, audio_labels: Tensor) -> Tensor:
+    """Targets of each stream, (9,) int64: the 8 codebooks, then text."""
+    return torch.cat([(audio_labels != IGNORE).sum((0, 2)), (text_labels != IGNORE).sum()[None]])
+
+
+def _unreduced(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of logits (..., vocab) for labels (...), 0 where they are IGNORE."""
+    loss = F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORE, reduction="none")
+    return loss.view(labels.shape)
 
 
 def init_talker_from_thinker(model: MiniMindOmni) -> None:

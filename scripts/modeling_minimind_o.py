@@ -150,7 +150,7 @@ class MiniMindOmni(PreTrainedModel, GenerationMixin):
         audio_logits = aux_loss = None
         if input_ids.dim() == 3:
             spoken = self.talker(codes, bridge, spk_emb, past, first_layer=len(self.model.layers))
-            audio_logits, aux_loss = self.talker.lm_head(spoken[:, keep]), self._aux_loss(hidden)
+            audio_logits, aux_loss = self.talker.lm_head(spoken[:, keep]), self._aux_loss(codes, text)
         out = OmniCausalLMOutput(logits=self.lm_head(hidden[:, keep]), past_key_values=past_key_values, audio_logits=audio_logits,
                                  aux_loss=aux_loss)
         return out.to_tuple() if return_dict is False else out

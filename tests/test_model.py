@@ -6,6 +6,7 @@ import torch
 
 from model.config import IGNORE
 from model.kv_cache import KVCache
+from model.model_minimind import MoE
 from model.model_omni import MiniMindOmni, OmniConfig, init_talker_from_thinker, inject, omni_loss
 
 
@@ -226,3 +227,34 @@ def test_config_refuses_unknown_fields_and_derives_sizes():
     assert OmniConfig.preset("nano", hidden_size=128).intermediate_size == OmniConfig(hidden_size=128).intermediate_size
     config = OmniConfig.preset("nano")
     assert OmniConfig.from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize("top_k", [1, 2])
+@pytest.mark.parametrize("half", [False, True])
+def test_grouped_experts_equal_the_loop(top_k, half):
+    """Outputs and gradients; two experts get no token, and an expert that is never chosen has a gradient of 0."""
+    torch.manual_seed(0)
+    moe = MoE(OmniConfig(hidden_size=64, use_moe=True, num_experts=6, num_experts_per_tok=top_k)).train()
+    moe.gate.weight.data[4:] = -100 * moe.gate.weight.data[0]
+    x = torch.randn(3, 7, 64).abs() * moe.gate.weight.data[0].sign()
+    results = []
+    for moe.grouped in (True, False):
+        moe.zero_grad()
+        own = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            out = moe(own)
+        out.pow(2).sum().backward()
+        empty = [e.down_proj.weight.grad for e in moe.experts[4:]]
+        assert all(g is None or not g.any() for g in empty)
+        results.append([out, own.grad, *(e.up_proj.weight.grad for e in moe.experts[:1]), moe.gate.weight.grad])
+    for grouped, looped in zip(*results, strict=True):
+        torch.testing.assert_close(grouped, looped, atol=2e-2 if half else 1e-5, rtol=2e-2 if half else 1e-4)
+
+
+def test_padding_is_not_balanced():
+    """The router's loss is that of the content alone, however far it is padded."""
+    model = tiny(use_moe=True).train()
+    ids = torch.randint(1, 60, (2, 9, 10), generator=torch.Generator().manual_seed(3))
+    pads = torch.full((2, 9, 6), model.config.audio_pad_token)
+    pads[:, -1] = model.config.pad_token_id
+    torch.testing.assert_close(model(torch.cat([ids, pads], 2)).aux_loss, model(ids).aux_loss)

@@ -260,7 +260,7 @@ def test_front_ends_place_features_by_row(monkeypatch):
         def __call__(self, images):
             return torch.stack([torch.full((64, 768), float(i)) for i in images])
     front = Frontends(Path("a"), Path("b"), CPU.device)
-    front._audio = front._vision = Encoder()
+    front.audio_encoder = front.image_encoder = Encoder()
     features, lens = front.audio([None, torch.full((2,), 5.0), None, torch.full((3,), 7.0)])
     assert lens.tolist() == [0, 2, 0, 3] and features.shape == (4, 3, 512)
     assert features[:, :, 0].tolist() == [[0, 0, 0], [5, 5, 0], [0, 0, 0], [7, 7, 7]]

@@ -31,13 +31,13 @@ class AttentionGuide:
     def __init__(self, model: MiniMindOmni, letters: Tensor):
         if len(model.talker.layers) <= max(LAYERS) or model.talker.layers[0].self_attn.heads < HEADS:
             raise ValueError(f"guided attention needs a Talker of {max(LAYERS) + 1} layers and {HEADS} heads or more")
-        self.letters, self.seen = letters.float(), []
+        self.letters, self.seen = letters.float(), {}
         self.layers = [model.talker.layers[i].self_attn for i in LAYERS]
         for layer in self.layers:
             layer.register_forward_pre_hook(self._keep)
 
     def _keep(self, layer: nn.Module, inputs: tuple) -> None:
-        self.seen.append((layer, *inputs[:2]))
+        self.seen[layer] = inputs[:2]  # by layer: a checkpointed block comes by twice
 
     def __call__(self, positions: Tensor, text_labels: Tensor, audio_labels: Tensor, stop_token: int) -> Tensor:
         """positions (B, R) of the labels; text_labels (B, R), audio_labels (B, 8, R), IGNORE where there is none -> loss, a scalar:
@@ -46,7 +46,7 @@ class AttentionGuide:
         earlier = positions[:, None] + 1 <= positions[..., None]  # token r of the labels stands at positions[r] + 1
         wanted = torch.where(earlier, wanted, NOWHERE)[:, None]
         losses = []
-        for layer, x, rope in self.seen:
+        for layer, (x, rope) in self.seen.items():
             scores = _scores(layer, x, rope).gather(2, positions[:, None, :, None].expand(-1, HEADS, -1, x.shape[1]))
             everything = scores.logsumexp(-1)
             columns = (positions + 1).clamp(max=x.shape[1] - 1)[:, None, None].expand(-1, *scores.shape[1:3], -1)

@@ -4,7 +4,8 @@
 - A run leaves <save_dir>/<save_weight>_<hidden>[_moe].pth (fp16, to use), ..._resume.pth (everything, to continue exactly)
   and a folder of that name with log.csv and loss.png.
 - The step never waits for the device: losses gather there and are fetched every --log_interval steps.
-- A step whose gradients are not finite is skipped on the device, and counted.
+- A step whose gradients are not finite is skipped on the device, counted, and its rows are looked at one by one and named.
+- With --eval_interval, rows that are never trained on are evaluated, and whoever calls `main` may pass a function that speaks.
 
     cd trainer && torchrun --nproc_per_node 1 train_sft_omni.py --data_path ../dataset/sft_t2a_mini.parquet --from_weight llm
     python -m trainer.train_sft_omni --preset nano --from_weight none --data_path out/nano/data/train.parquet
@@ -14,6 +15,8 @@ import contextlib
 import logging
 import math
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works by path and from this folder too
@@ -23,96 +26,27 @@ import torch.distributed as dist  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
 from torch.nn.parallel import DistributedDataParallel  # noqa: E402
+from torch.utils.checkpoint import checkpoint  # noqa: E402
 
 from model.checkpoint import load_strict, load_weights, remove_leftovers, resume_path, save_atomic, save_model, weights_path  # noqa: E402
-from model.config import NUM_CODEBOOKS, PRESETS, OmniConfig  # noqa: E402
-from model.model_omni import MiniMindOmni, init_talker_from_thinker, omni_loss  # noqa: E402
+from model.config import NUM_CODEBOOKS  # noqa: E402
+from model.model_minimind import MoE  # noqa: E402
+from model.model_omni import MiniMindOmni, init_talker_from_thinker, label_counts, omni_loss  # noqa: E402
 from trainer.attention_guide import AttentionGuide, count_letters  # noqa: E402
+from trainer.options import DTYPES, build_config, input_path, load_tokenizer, parse, shareable  # noqa: E402
+from trainer.throughput import Meter, ModelFlops, peak_flops  # noqa: E402
 from trainer.trainer_data import open_data  # noqa: E402
-from trainer.trainer_utils import (ROOT, Frontends, Meter, Processes, RunLog, StopSignal, check_config, init_distributed,  # noqa: E402
-                                   lr_at, rng_state, seed_everything, set_rng_state)
+from trainer.trainer_utils import (ROOT, Frontends, Processes, RunLog, StopSignal, init_distributed, lr_at, rng_state,  # noqa: E402
+                                   seed_everything, set_rng_state)
 
 NEW_PARTS = ("talker.", "audio_proj.", "vision_proj.")  # all that a weight may lack: a MiniMind language model has none of them
 LOSSES = ("total", "text", "audio", "aux", "guide", *(f"codebook_{i}" for i in range(NUM_CODEBOOKS)))
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+NAMED_BATCHES = 4  # of the batches that were skipped, so many are searched for the rows to blame
 log = logging.getLogger("trainer")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = p.add_argument
-    add("--data_path", nargs="+", default=["../dataset/sft_t2a_mini.parquet"], help="parquet file(s)")
-    add("--save_dir", default=str(ROOT / "out"))
-    add("--save_weight", default="sft_omni", help="name of what is trained")
-    add("--from_weight", default="llm", help="name (looked up in save_dir, then out/) or .pth file to start from; none: from scratch")
-    add("--from_resume", type=int, choices=(0, 1), default=0, help="1: continue this run where it was saved, if it was")
-    add("--mode", choices=("all", "audio_proj", "vision_proj"), default="all", help="what is trained")
-    add("--freeze_backbone", choices=("none", "all", "last1"), default="none",
-        help="all: the Thinker is frozen; last1: all of it but its last layer")
-    add("--preset", choices=sorted(PRESETS), default="base")
-    add("--hidden_size", type=int, help="default: the preset's, as for the next three")
-    add("--num_hidden_layers", type=int)
-    add("--talker_hidden_size", type=int)
-    add("--use_moe", type=int, choices=(0, 1))
-    add("--tokenizer_dir", help="default: model/ (model/nano with --preset nano)")
-    add("--audio_encoder_dir", default="../model/SenseVoiceSmall")
-    add("--vision_dir", default="../model/siglip2-base-p32-256-ve")
-    add("--epochs", type=int, default=1)
-    add("--max_steps", type=int, help="train for exactly this many steps, whatever --epochs says")
-    add("--batch_size", type=int, default=32, help="rows per process")
-    add("--accumulation_steps", type=int, default=1)
-    add("--learning_rate", type=float, default=5e-4)
-    add("--optimizer", choices=("adamw", "muon"), default="adamw",
-        help="muon: orthogonalised momentum for the blocks' matrices, AdamW for the rest; fewer steps to the same loss")
-    add("--warmup_steps", type=int, default=0)
-    add("--grad_clip", type=float, default=1.0)
-    add("--max_seq_len", type=int, default=512)
-    add("--system_share", type=float, default=0.2, help="share of the conversations without a system prompt that get one; a small "
-        "tokenizer makes it longer than the question, and every batch is as long as its longest row")
-    add("--history_dropout", type=float, default=0.0, help="up to this share of a reply's codes is hidden from the Talker: with little "
-        "speech to learn from, it reads the text sooner")
-    add("--guided_attention", type=float, default=0.0, help="weight of a loss that shows the Talker which word is being said "
-        "(trainer/attention_guide.py); for little speech, e.g. 0.5")
-    add("--device", default="cuda:0" if torch.cuda.is_available() else "cpu")
-    add("--dtype", choices=sorted(DTYPES), help="autocast; weights stay fp32. Default: bfloat16 on CUDA, float32 on CPU")
-    add("--use_compile", type=int, choices=(0, 1), default=0)
-    add("--num_workers", type=int, default=4)
-    add("--log_interval", type=int, default=20)
-    add("--save_interval", type=int, default=1000)
-    add("--seed", type=int, default=42)
-    add("--use_wandb", action="store_true")
-    add("--wandb_project", default="MiniMind-O")
-    args = p.parse_args(argv)
-    for name in ("epochs", "batch_size", "accumulation_steps", "log_interval", "save_interval", "max_seq_len"):
-        if getattr(args, name) < 1:
-            p.error(f"--{name} must be at least 1")
-    return args
-
-
-def input_path(path: str) -> Path:
-    """A file or folder to read: relative to here, else to trainer/, where the usual commands are written to be run."""
-    here, usual = Path(path), ROOT / "trainer" / path
-    return usual if not here.exists() and usual.exists() else here
-
-
-def load_tokenizer(args: argparse.Namespace):
-    """FileNotFoundError names the folder."""
-    from transformers import AutoTokenizer
-    folder = input_path(args.tokenizer_dir) if args.tokenizer_dir else ROOT / "model" / ("nano" if args.preset == "nano" else "")
-    if not (folder / "tokenizer.json").is_file():
-        raise FileNotFoundError(f"no tokenizer.json in {folder}; give its folder with --tokenizer_dir")
-    return AutoTokenizer.from_pretrained(folder)
-
-
-def build_config(args: argparse.Namespace, tokenizer) -> OmniConfig:
-    """The preset with the sizes given on the command line; the ids of "</think>\\n\\n" are the tokenizer's."""
-    given = {name: getattr(args, name) for name in ("hidden_size", "num_hidden_layers", "talker_hidden_size")}
-    if args.use_moe is not None:
-        given["use_moe"] = bool(args.use_moe)
-    think_end_ids = tokenizer("</think>\n\n", add_special_tokens=False)["input_ids"]
-    config = OmniConfig.preset(args.preset, think_end_ids=think_end_ids, **{k: v for k, v in given.items() if v is not None})
-    check_config(config, tokenizer, args.max_seq_len)
-    return config
+    return parse(__doc__, argv)
 
 
 def load_start(model: MiniMindOmni, args: argparse.Namespace) -> None:
@@ -146,19 +80,19 @@ def set_trainable(model: MiniMindOmni, mode: str, freeze_backbone: str) -> None:
             parameter.requires_grad_(True)
 
 
-def shareable(args: argparse.Namespace) -> dict:
-    """The settings that made a weight, without this machine's folders: they go into the sidecar that is published with it."""
-    folders = ("save_dir", "tokenizer_dir", "audio_encoder_dir", "vision_dir")
-    return {**{k: v for k, v in vars(args).items() if k not in folders}, "data_path": [Path(p).name for p in args.data_path]}
+def checkpoint_blocks(model: MiniMindOmni) -> None:
+    """From now on a block keeps its input only, and computes the rest again on the way back."""
+    for block in (*model.model.layers, *model.talker.layers):
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
-def make_optimizers(model: MiniMindOmni, name: str, rate: float) -> tuple[torch.optim.AdamW, torch.optim.Muon | None]:
+def make_optimizers(model: MiniMindOmni, name: str, rate: float, fused: bool = True) -> tuple[torch.optim.AdamW, torch.optim.Muon | None]:
     """AdamW for all that is trained; with "muon" the matrices of the blocks have Muon (Jordan et al. 2024; scaled to AdamW's step size
     as in Liu et al. 2025, so that one learning rate serves both)."""
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     matrices = {n: p for n, p in trained.items() if name == "muon" and p.ndim == 2 and ".layers." in n}
     # fused: one kernel a step, and it can skip a step by a flag that lives on the device
-    adamw = torch.optim.AdamW([p for n, p in trained.items() if n not in matrices], lr=rate, fused=True)
+    adamw = torch.optim.AdamW([p for n, p in trained.items() if n not in matrices], lr=rate, fused=fused)
     if not matrices:
         return adamw, None
     return adamw, torch.optim.Muon(list(matrices.values()), lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
@@ -167,14 +101,14 @@ def make_optimizers(model: MiniMindOmni, name: str, rate: float) -> tuple[torch.
 class LossModel(nn.Module):
     """Model and loss as one module: DDP and torch.compile wrap all device work, and no logits leave it."""
 
-    def __init__(self, model: MiniMindOmni, guide: AttentionGuide | None = None, guide_weight: float = 0.0):
+    def __init__(self, model: MiniMindOmni, fused: bool = True, guide: AttentionGuide | None = None, guide_weight: float = 0.0):
         super().__init__()
-        self.model, self.guide, self.guide_weight = model, guide, guide_weight
+        self.model, self.fused, self.guide, self.guide_weight = model, fused, guide, guide_weight
 
-    def forward(self, inputs: dict, text_labels: Tensor, audio_labels: Tensor) -> tuple[Tensor, Tensor]:
-        """-> (loss with gradient, detached (13,) in the order of LOSSES)."""
+    def forward(self, inputs: dict, text_labels: Tensor, audio_labels: Tensor, counts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """-> (loss with gradient, detached (13,) in the order of LOSSES). counts: see omni_loss."""
         config = self.model.config
-        losses = omni_loss(self.model(**inputs), text_labels, audio_labels, config)
+        losses = omni_loss(self.model(**inputs), text_labels, audio_labels, config, counts, self.fused)
         guide = losses.total.new_zeros(())
         if self.guide is not None:
             guide = self.guide(inputs["positions"], text_labels, audio_labels, config.audio_stop_token)
@@ -184,35 +118,47 @@ class LossModel(nn.Module):
 
 
 class Trainer:
-    """A run: model, optimizer and position. `fit` trains to the end, `save` and `load` make it continue exactly."""
+    """A run: model, optimizer and position. `fit` trains to the end, `save` and `load` make it continue exactly.
 
-    def __init__(self, args: argparse.Namespace, procs: Processes):
-        self.args, self.procs, self.device = args, procs, procs.device
+    speak(model, path): called after each evaluation, with the model in eval mode, to write a spoken sample to path (.wav).
+    """
+
+    def __init__(self, args: argparse.Namespace, procs: Processes, speak: Callable[[MiniMindOmni, Path], None] | None = None):
+        self.args, self.procs, self.device, self.speak = args, procs, procs.device, speak
         seed_everything(args.seed)  # the same weights on every rank
         tokenizer = load_tokenizer(args)
         self.config = build_config(args, tokenizer)
-        self.letters = count_letters(tokenizer, self.config.vocab_size)
         self.weights = weights_path(args.save_dir, args.save_weight, self.config)
         self.resume_file = resume_path(args.save_dir, args.save_weight, self.config)
         self.data = open_data([input_path(p) for p in args.data_path], tokenizer, self.config, args, procs)
         self.frontends = Frontends(input_path(args.audio_encoder_dir), input_path(args.vision_dir), self.device)
         self.model = MiniMindOmni(self.config)
-        self.resuming = bool(args.from_resume) and self.resume_file.is_file()
+        self.resuming = bool(args.from_resume) and bool(self.checkpoints())
         if not self.resuming:
             load_start(self.model, args)
         self.model.to(self.device).train()
         set_trainable(self.model, args.mode, args.freeze_backbone)
+        if args.gradient_checkpointing:
+            checkpoint_blocks(self.model)
+        for module in self.model.modules():
+            if isinstance(module, MoE):
+                module.grouped = "grouped_experts" not in args.without
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer, self.muon = make_optimizers(self.model, args.optimizer, args.learning_rate)
+        self.optimizer, self.muon = make_optimizers(self.model, args.optimizer, args.learning_rate, "fused_adamw" not in args.without)
         self.dtype = DTYPES[args.dtype or ("bfloat16" if self.device.type == "cuda" else "float32")]
         half = self.dtype == torch.float16
         # Only fp16 needs scaling; at a scale of 1 the scaler still is torch's way to skip non-finite steps without a sync.
         self.scaler = torch.amp.GradScaler(self.device.type, init_scale=2.0 ** 16 if half else 1.0,
                                            growth_interval=2000 if half else 2 ** 30, backoff_factor=0.5 if half else 1 - 1e-12)
+        guide = None
+        if args.guided_attention:
+            guide = AttentionGuide(self.model, count_letters(tokenizer, self.config.vocab_size).to(self.device))
+        self.loss_model = LossModel(self.model, "fused_loss" not in args.without, guide, args.guided_attention)
         self.net = self._wrap()
-        self.step = self.batches = self.skipped_rows = self.skipped_steps = 0
+        self.step = self.batches = self.skipped_rows = self.skipped_steps = self.bad_in_row = 0
+        self.recent: list[tuple[Tensor, range]] = []  # of each step since the last log: was it finite, and its batches
         self.window = torch.zeros(len(LOSSES) + 3, device=self.device)  # sums since the last log: losses, grad norm, good and bad steps
-        self.total_batches = args.max_steps * args.accumulation_steps if args.max_steps else args.epochs * self.data.plan.batches_per_epoch
+        self.total_batches = args.max_steps * args.accumulation_steps if args.max_steps else self.data.plan.first_of(args.epochs)
         self.total_steps = math.ceil(self.total_batches / args.accumulation_steps)
         self.stop = StopSignal()
         if procs.main:
@@ -227,8 +173,7 @@ class Trainer:
         return [self.optimizer] if self.muon is None else [self.optimizer, self.muon]
 
     def _wrap(self) -> nn.Module:
-        guide = AttentionGuide(self.model, self.letters.to(self.device)) if self.args.guided_attention else None
-        net = LossModel(self.model, guide, self.args.guided_attention)
+        net = self.loss_model
         if self.args.use_compile:
             net = torch.compile(net, dynamic=True)  # lengths differ from batch to batch: one graph for all of them
         if self.procs.world > 1:
@@ -265,6 +210,17 @@ class Trainer:
         slow = self.device.type == "cpu" and self.dtype == torch.bfloat16
         return sdpa_kernel(SDPBackend.MATH) if slow else contextlib.nullcontext()
 
+    def autocast(self) -> contextlib.AbstractContextManager:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def _counts(self, labels: list[Tensor]) -> Tensor | None:
+        """Targets per process, averaged over all: divided by these, the mean of the processes' losses is that of the whole batch."""
+        if self.procs.world == 1:
+            return None
+        counts = label_counts(*labels)
+        dist.all_reduce(counts)
+        return counts.clamp(min=1) / self.procs.world
+
     def train_step(self, micro_batches: list[dict]) -> None:
         """One optimizer step over the accumulated batches. Reads nothing back from the device."""
         rate = lr_at(self.step, self.total_steps, self.args.learning_rate, self.args.warmup_steps)
@@ -276,10 +232,10 @@ class Trainer:
             last = i == len(micro_batches) - 1
             wait = self.net.no_sync() if self.procs.world > 1 and not last else contextlib.nullcontext()
             labels = [batch[name].to(self.device, non_blocking=True) for name in ("text_labels", "audio_labels")]
-            inputs = self._inputs(batch)
+            inputs, counts = self._inputs(batch), self._counts(labels)
             with wait:
-                with self.attention(), torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                    loss, parts = self.net(inputs, *labels)
+                with self.attention(), self.autocast():
+                    loss, parts = self.net(inputs, *labels, counts)
                 self.scaler.scale(loss / len(micro_batches)).backward()
             sums += parts / len(micro_batches)
         for optimizer in self.optimizers:
@@ -292,6 +248,7 @@ class Trainer:
         good = norm.isfinite()  # the same on every rank: gradients are already averaged
         figures = torch.cat([sums, norm[None]]).where(good, 0)
         self.window += torch.cat([figures, torch.stack([good, ~good]).float()])
+        self.recent.append((good, range(self.batches, self.batches + len(micro_batches))))
         self.step += 1
         self.batches += len(micro_batches)
         self.skipped_rows += sum(batch["num_skipped"] for batch in micro_batches)
@@ -302,8 +259,9 @@ class Trainer:
         report = None
         if self.procs.main:
             report = RunLog(self.weights.with_suffix(""), self.total_steps, self.step, args.wandb_project if args.use_wandb else None,
-                            vars(args))
-        batches, meter, stopped = iter(self.data.loader(self.batches, self.total_batches)), Meter(), False
+                            vars(args), args.use_tensorboard)
+        meter = Meter(ModelFlops(self.model), peak_flops(self.device, self.dtype))
+        batches, stopped = iter(self.data.loader(self.batches, self.total_batches)), False
         while self.step < self.total_steps and not stopped:
             count = min(args.accumulation_steps, self.total_batches - self.batches)
             self.train_step(meter.fetch(batches, count))
@@ -312,6 +270,9 @@ class Trainer:
                 report.advance()
             if self.step % args.log_interval == 0 or self.step == self.total_steps:
                 stopped = self.read_window(meter, report)
+            if args.eval_interval and (self.step % args.eval_interval == 0 or self.step == self.total_steps):
+                self.evaluate(report)
+                meter.restart()
             if self.step % args.save_interval == 0:
                 self.save()
                 last_saved = self.step
@@ -339,36 +300,115 @@ class Trainer:
             raise ValueError(f"every row since the last log was broken ({int(skipped_rows)} so far): see the warnings above, and check "
                              "that --preset and --tokenizer_dir fit the data")
         means = {name: value / max(good, 1) for name, value in zip((*LOSSES, "grad_norm"), sums)}
-        values = {"epoch": round(self.batches / self.data.plan.batches_per_epoch, 4), "lr": self.optimizer.param_groups[0]["lr"], **means,
+        values = {"epoch": round(self.data.plan.position(self.batches), 4), "lr": self.optimizer.param_groups[0]["lr"], **means,
                   **speed, "skipped_rows": int(skipped_rows), "skipped_steps": self.skipped_steps}
-        meter.restart()
         if report:
             report.write(self.step, values)
+        self.check_steps()
+        meter.restart()
         return stop > 0
+
+    def check_steps(self) -> None:
+        """Name the rows of the steps that were skipped since the last log. ValueError when too many came one after the other."""
+        finite = torch.stack([good for good, _ in self.recent]).tolist() if self.recent else []
+        bad = [number for good, (_, batches) in zip(finite, self.recent) if not good for number in batches]
+        for good in finite:
+            self.bad_in_row = 0 if good else self.bad_in_row + 1
+            if self.bad_in_row >= self.args.max_bad_steps:
+                break
+        self.recent.clear()
+        blamed = [place for number in bad[:NAMED_BATCHES] for place in self.blame(number)]
+        if blamed:
+            log.warning("no finite loss from %s", "; ".join(blamed))
+        if self.bad_in_row >= self.args.max_bad_steps:
+            raise ValueError(f"{self.bad_in_row} steps in a row had no finite loss or gradient (--max_bad_steps): "
+                             f"{'; '.join(blamed) or 'no single row is to blame: lower --learning_rate or --grad_clip'}")
+
+    @torch.no_grad()
+    def blame(self, number: int) -> list[str]:
+        """Rows of this rank's batch `number` whose loss, each for itself, is not finite with today's weights."""
+        blamed = []
+        for key in self.data.plan.rank_batch(number, self.procs.rank):
+            batch, file, row = self.data.row_alone(key)
+            with self.attention(), self.autocast():
+                loss, _ = self.loss_model(self._inputs(batch), batch["text_labels"].to(self.device), batch["audio_labels"].to(self.device))
+            if not loss.isfinite():
+                blamed.append(f"row {row} of {file}")
+        return blamed
+
+    @torch.no_grad()
+    def evaluate(self, report: RunLog | None) -> None:
+        """Losses of the held-out rows, averaged over all, and a spoken sample. Training goes on as if this had not been."""
+        random_states = rng_state(self.device)
+        self.model.eval()
+        sums, rows = torch.zeros(len(LOSSES), device=self.device), 0
+        for batch in self.data.held_out_batches():
+            labels = [batch[name].to(self.device) for name in ("text_labels", "audio_labels")]
+            with self.attention(), self.autocast():
+                _, parts = self.loss_model({**self._inputs(batch), "speech_only": False}, *labels)
+            sums += parts * batch["num_rows"]
+            rows += batch["num_rows"]
+        totals = torch.cat([sums, sums.new_tensor([rows])])
+        if self.procs.world > 1:
+            dist.all_reduce(totals)
+        if report:
+            *sums, rows = totals.tolist()
+            report.write_eval(self.step, {name: value / max(1, rows) for name, value in zip(LOSSES, sums)})
+            if self.speak is not None:
+                self.speak(self.model, report.folder / f"sample_{self.step:06d}.wav")
+        self.model.train()
+        set_rng_state(random_states, self.device)
 
     def save(self) -> None:
         """Write the resume checkpoint, then the fp16 weights. Each is replaced atomically; a kill in between leaves both readable."""
-        mine = {"rng": rng_state(self.device), "skipped_rows": self.skipped_rows, "window": self.window.cpu()}
+        mine = {"rng": rng_state(self.device), "skipped_rows": self.skipped_rows, "window": self.window.cpu(),
+                "recent": [(good.cpu(), [batches.start, batches.stop]) for good, batches in self.recent]}
         ranks = [mine]
         if self.procs.world > 1:
             ranks = [None] * self.procs.world
             dist.all_gather_object(ranks, mine)
         if not self.procs.main:
             return
-        position = {"step": self.step, "epoch": self.batches / self.data.plan.batches_per_epoch}
+        position = {"step": self.step, "epoch": self.data.plan.position(self.batches)}
         save_atomic({**position, "total_steps": self.total_steps, "batches": self.batches, "plan": self.data.plan.state(),
-                     "skipped_steps": self.skipped_steps,
+                     "skipped_steps": self.skipped_steps, "bad_in_row": self.bad_in_row,
                      "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
                      "muon": self.muon and self.muon.state_dict(), "scaler": self.scaler.state_dict(),
                      "ranks": ranks, "args": vars(self.args), "config": self.config.to_dict()}, self.resume_file)
+        self.keep_older()
         save_model(self.model, self.weights, {**position, "args": shareable(self.args)})
 
+    def checkpoints(self) -> list[Path]:
+        """The resume checkpoints there are: the latest under its own name, then those that --keep_last kept, newest first."""
+        older = self.resume_file.parent.glob(f"{self.resume_file.stem}_step*.pth")
+        return [path for path in (self.resume_file, *sorted(older, key=lambda path: -path.stat().st_mtime_ns)) if path.is_file()]
+
+    def keep_older(self) -> None:
+        """Give the checkpoint just written a second name (a hard link, not a copy), and drop those that --keep_last does not keep."""
+        kept = self.args.keep_last if self.args.keep_last > 1 else 0  # the newest of them is the latest itself
+        if kept:
+            name = self.resume_file.with_name(f"{self.resume_file.stem}_step{self.step:08d}.pth")
+            name.unlink(missing_ok=True)
+            name.hardlink_to(self.resume_file)
+        for path in self.checkpoints()[1 + kept:]:
+            path.unlink()
+
+    def newest_readable(self) -> dict:
+        """The newest checkpoint that can be read; one that cannot is named. ValueError when none can."""
+        *newer, oldest = self.checkpoints()
+        for path in newer:
+            try:
+                return load_weights(path)
+            except ValueError as error:
+                log.warning("%s; trying the one before it", error)
+        return load_weights(oldest)
+
     def load(self) -> None:
-        """Continue from the resume checkpoint: exactly, if the data and the global batch are the same.
+        """Continue from the newest readable checkpoint: exactly, if the data and the global batch are the same.
 
         Raises ValueError when the checkpoint is of another model or another stage.
         """
-        state = load_weights(self.resume_file)
+        state = self.newest_readable()
         config, stage = self.config.to_dict(), ("mode", "freeze_backbone", "optimizer")
         differing = [f"{k}: {v!r} there, {config.get(k)!r} here" for k, v in state["config"].items() if config.get(k) != v]
         differing += [f"{k}: {state['args'][k]!r} there, {getattr(self.args, k)!r} here" for k in stage
@@ -382,9 +422,10 @@ class Trainer:
             self.muon.load_state_dict(state["muon"])
         self.scaler.load_state_dict(state["scaler"])
         self.step, self.batches, self.skipped_steps = state["step"], state["batches"], state["skipped_steps"]
+        self.bad_in_row = state.get("bad_in_row", 0)
         plan = self.data.plan.state()
         if plan != state["plan"]:
-            self.batches = round(state["epoch"] * plan["batches_per_epoch"])
+            self.batches = self.data.plan.number_at(state["epoch"])
             self.step = self.batches // self.args.accumulation_steps
             log.warning("data or global batch changed (%s -> %s): continuing at epoch %.3f, not bit for bit", state["plan"], plan,
                         state["epoch"])
@@ -393,19 +434,21 @@ class Trainer:
             set_rng_state(mine["rng"], self.device)
             self.skipped_rows = mine["skipped_rows"]
             self.window.copy_(mine["window"])
+            self.recent = [(good.to(self.device), range(*batches)) for good, batches in mine.get("recent", [])]
         else:
             self.skipped_rows = sum(r["skipped_rows"] for r in state["ranks"]) if self.procs.main else 0
         log.info("continuing %s at step %d of %d", self.resume_file, self.step, self.total_steps)
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, speak: Callable[[MiniMindOmni, Path], None] | None = None) -> int:
+    """0 at the end of a training, or of an orderly stop; 2 for wrong input or a full disk, with one line that says so."""
     args = parse_args(argv)
     procs = init_distributed(args.device)
     logging.basicConfig(level=logging.INFO if procs.main else logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
     torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in fp32
     try:
-        Trainer(args, procs).fit()
-    except (ValueError, FileNotFoundError) as error:
+        Trainer(args, procs, speak).fit()
+    except (ValueError, OSError) as error:
         if not procs.main:
             raise
         log.error("%s", error)

@@ -2,11 +2,13 @@
 
 - Layout and augmentation belong to the dataset; here rows are only grouped, padded and counted.
 - One DataLoader serves the whole run, epochs included: workers start once, and no epoch boundary stalls the device.
-- Rows of similar length share a batch where finding the lengths is cheap.
+- Rows of similar length share a batch where finding the lengths is cheap; with --max_tokens a batch is filled by positions, not rows.
+- Some rows are held out for evaluation: the same ones for the same data and seed.
 """
 import argparse
 import logging
 import signal
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +26,7 @@ from trainer.trainer_utils import BatchPlan, PlannedBatches, Processes
 
 CUDA_PAD_MULTIPLE = 32  # lengths the tensor cores like, and few distinct shapes for the compiler
 MAX_SCAN_BYTES = 2 << 30  # more code data than this is not read through just to know its lengths
+MEASURED_ROWS = 128  # built to learn how rough lengths relate to positions
 log = logging.getLogger(__name__)
 
 
@@ -47,14 +50,28 @@ class TrainingData:
     num_workers: int
     cuda: bool
     seed: int
+    batch_size: int
+    held_out: np.ndarray  # row numbers, ascending; none of them is in the plan
+    fixed: OmniDataset | None  # the same files without random choices, for the held-out rows
+    collate: Callable  # list of samples -> dict
 
     def loader(self, start: int, stop: int) -> DataLoader:
         """Batches number `start` to `stop` (counted over all epochs), each a dict as made by `collate_padded`."""
         return DataLoader(
             self.rows, batch_sampler=PlannedBatches(self.plan, self.rank, start, stop), num_workers=self.num_workers,
-            collate_fn=partial(collate_padded, config=self.rows.data.config, multiple=CUDA_PAD_MULTIPLE if self.cuda else 1),
+            collate_fn=self.collate,
             pin_memory=self.cuda, prefetch_factor=4 if self.num_workers else None, worker_init_fn=ignore_sigterm,
             generator=torch.Generator().manual_seed(self.seed))  # its own: the loader must not advance the global random state
+
+    def held_out_batches(self) -> Iterator[dict]:
+        """This rank's share of the held-out rows."""
+        mine = self.held_out[self.rank::self.plan.world]
+        for first in range(0, len(mine), self.batch_size):
+            yield self.collate([self.fixed.sample(int(row), 0) for row in mine[first:first + self.batch_size]])
+
+    def row_alone(self, key: tuple[int, int]) -> tuple[dict, Path, int]:
+        """(epoch, row) as a batch of its own, as it was trained on, with its file and its place there."""
+        return self.collate([self.rows[key]]), *self.rows.data.rows.where(key[1])
 
 
 def ignore_sigterm(worker: int) -> None:
@@ -70,8 +87,37 @@ def open_data(paths: list[str | Path], tokenizer, config: OmniConfig, args: argp
     data = OmniDataset(paths, tokenizer, config, args.max_seq_len, variants, seed=args.seed, audio_frames=audio_frames)
     if len(data) == 0:
         raise ValueError(f"no rows in {', '.join(map(str, paths))}")
-    plan = BatchPlan(len(data), args.batch_size, procs.world, args.seed, row_lengths(data.rows.files), data.shuffled)
-    return TrainingData(EpochRows(data), plan, procs.rank, args.num_workers, procs.device.type == "cuda", args.seed)
+    lengths = row_lengths(data.rows.files) if "length_groups" not in args.without else None
+    if args.max_tokens and lengths is not None:
+        lengths = in_positions(lengths, data)
+    held_out, fixed = np.empty(0, np.int64), None
+    if args.eval_interval:
+        if 2 * args.eval_rows > len(data) or args.eval_rows < procs.world:
+            raise ValueError(f"--eval_rows {args.eval_rows}: give at least one row per process, and at most half of the {len(data)} rows")
+        held_out = np.sort(np.random.default_rng(args.seed).choice(len(data), args.eval_rows, replace=False))
+        fixed = OmniDataset(paths, tokenizer, config, args.max_seq_len, Variants.fixed(), seed=args.seed, audio_frames=audio_frames,
+                            cache_bytes=0)
+    kept = np.ones(len(data), bool)
+    kept[held_out] = False
+
+    def order(epoch: int) -> np.ndarray:
+        rows = data.shuffled(epoch)
+        return rows[kept[rows]]
+
+    plan = BatchPlan(int(kept.sum()), args.batch_size, procs.world, args.seed, lengths, order, args.max_tokens)
+    cuda = procs.device.type == "cuda"
+    collate = partial(collate_padded, config=config, multiple=CUDA_PAD_MULTIPLE if cuda else 1,
+                      pad_to=args.max_seq_len if "tight_padding" in args.without else 0, window="logits_window" not in args.without)
+    return TrainingData(EpochRows(data), plan, procs.rank, args.num_workers, cuda, args.seed, args.batch_size, held_out, fixed, collate)
+
+
+def in_positions(lengths: np.ndarray, data: OmniDataset) -> np.ndarray:
+    """Rough lengths scaled to positions: 19 of 20 rows of a sample are no longer than said."""
+    rows = np.linspace(0, len(data) - 1, min(len(data), MEASURED_ROWS)).astype(int)
+    samples = {int(row): data.sample(int(row), 0) for row in rows}
+    ratios = [sample.input_ids.shape[1] / max(1, lengths[row]) for row, sample in samples.items() if isinstance(sample, OmniSample)]
+    scaled = np.ceil(lengths * np.quantile(ratios, 0.95)) if ratios else lengths
+    return np.clip(scaled, 1, data.max_length - 1).astype(np.int64)
 
 
 def audio_frames(num_samples: int) -> int:
@@ -81,13 +127,22 @@ def audio_frames(num_samples: int) -> int:
 
 
 def row_lengths(files: list[Path]) -> np.ndarray | None:
-    """Rough positions of each row: text bytes / 4 + speech frames. None when the files are too big to scan, or hold other types."""
+    """Rough positions of each row: text bytes / 4 + speech frames; of very big files the text alone, which the speech follows.
+
+    None when even that is too big to scan.
+    """
     metas = [pq.read_metadata(path) for path in files]
     names = [name for name in ("conversations", "answer_audios") if all(name in meta.schema.to_arrow_schema().names for meta in metas)]
-    size = sum(group.column(c).total_uncompressed_size for meta in metas for group in map(meta.row_group, range(meta.num_row_groups))
-               for c in range(group.num_columns) if group.column(c).path_in_schema.split(".")[0] in names)
-    if size > MAX_SCAN_BYTES or not names:
-        log.info("rows are not grouped by length: %.1f GB would have to be read for it", size / 1e9)
+    sizes = dict.fromkeys(names, 0)
+    for group in (meta.row_group(g) for meta in metas for g in range(meta.num_row_groups)):
+        for column in map(group.column, range(group.num_columns)):
+            name = column.path_in_schema.split(".")[0]
+            if name in sizes:
+                sizes[name] += column.total_uncompressed_size
+    if sum(sizes.values()) > MAX_SCAN_BYTES:
+        names = names[:1]
+    if not names or sizes[names[0]] > MAX_SCAN_BYTES:
+        log.info("rows are not grouped by length: %.1f GB would have to be read for it", sum(sizes.values()) / 1e9)
         return None
     lengths = []
     for path in files:
@@ -112,9 +167,10 @@ def _group_lengths(table) -> np.ndarray:
     return total
 
 
-def collate_padded(samples: list, config: OmniConfig, multiple: int = 1) -> dict:
-    """OmniBatch as a dict, lengths padded up to a multiple, with num_rows and num_tokens (positions that are not padding).
+def collate_padded(samples: list, config: OmniConfig, multiple: int = 1, pad_to: int = 0, window: bool = True) -> dict:
+    """OmniBatch as a dict, padded to pad_to positions or more, a multiple of `multiple`; see only_targets for `window`.
 
+    With it go num_rows, num_tokens (positions that are not padding), num_targets (positions with labels) and num_pairs (sum of T^2).
     When every row was broken the batch is one row of pads without labels: its losses are 0, and other ranks are not left waiting.
     """
     batch = dict(vars(collate(samples)))
@@ -124,13 +180,17 @@ def collate_padded(samples: list, config: OmniConfig, multiple: int = 1) -> dict
         ids[:, -1] = config.pad_token_id
         batch.update(input_ids=ids, text_labels=torch.full((1, multiple), IGNORE), spk_emb=torch.zeros(1, config.spk_emb_size),
                      audio_labels=torch.full((1, NUM_CODEBOOKS, multiple), IGNORE), wavs=[None], images=[[]])
-    extra = -batch["input_ids"].shape[-1] % multiple
+    length = batch["input_ids"].shape[-1]
+    extra = max(length, pad_to) - length
+    extra += -(length + extra) % multiple
     if extra:
         batch["input_ids"] = F.pad(batch["input_ids"], (0, extra), value=config.audio_pad_token)
         batch["input_ids"][:, -1, -extra:] = config.pad_token_id
         for name in ("text_labels", "audio_labels"):
             batch[name] = F.pad(batch[name], (0, extra), value=IGNORE)
-    return {**only_targets(batch, multiple), "num_rows": len(good), "num_tokens": sum(good)}
+    labelled = (batch["text_labels"] != IGNORE) | (batch["audio_labels"] != IGNORE).any(1)
+    batch.update(num_rows=len(good), num_tokens=sum(good), num_targets=int(labelled.sum()), num_pairs=sum(n * n for n in good))
+    return only_targets(batch, multiple) if window else {**batch, "positions": torch.arange(length + extra).expand(len(labelled), -1)}
 
 
 def only_targets(batch: dict, multiple: int = 1) -> dict:

@@ -4,7 +4,7 @@
 - `BatchPlan`: which rows form which batch, a pure function of (seed, epoch): every row exactly once per epoch, ranks disjoint,
   any batch reachable by its number (that is what makes resuming exact), rows of similar length together.
 - `Frontends`: the frozen audio and image encoders, loaded when the first batch needs them; the trained model only sees features.
-- `RunLog`: progress on the terminal, CSV, a PNG of the curves, wandb when asked for.
+- `RunLog`: progress on the terminal, CSV, a PNG of the curves; wandb and TensorBoard when asked for.
 """
 import csv
 import logging
@@ -68,25 +68,28 @@ def lr_at(step: int, total: int, base: float, warmup: int = 0) -> float:
 class BatchPlan:
     """The order of training data. Batch number n (counted over all epochs) is the same rows whenever and wherever it is asked for.
 
-    A *global batch* is what all ranks consume together, batch_size * world rows; rank r takes every world-th row of it from r on.
-    So the rows of a step depend on the global batch size only, not on how many ranks share it.
+    A *global batch* is what all ranks consume together: batch_size * world rows, or as many as a budget of positions allows. Rank r
+    takes every world-th row of it from r on. So the rows of a step depend on the global batch only, not on how many ranks share it.
     """
 
     def __init__(self, num_rows: int, batch_size: int, world: int = 1, seed: int = 42, lengths: np.ndarray | None = None,
-                 order: Callable[[int], np.ndarray] | None = None):
-        """lengths (num_rows,): size of each row in any unit; None leaves rows unsorted.
+                 order: Callable[[int], np.ndarray] | None = None, max_tokens: int | None = None):
+        """lengths: size of each row in any unit (with max_tokens: in positions), by row number; None leaves rows unsorted.
 
         order(epoch) -> (num_rows,), a permutation that suits the storage; default: a uniform one.
-        Raises ValueError when there are fewer rows than ranks.
+        max_tokens: instead of batch_size rows, a rank gets as many as together fill so many positions, padding included.
+        Raises ValueError when there are fewer rows than ranks, or max_tokens without lengths.
         """
         if num_rows < world:
             raise ValueError(f"{num_rows} rows of data cannot feed {world} processes; start fewer, or give more data")
-        assert lengths is None or len(lengths) == num_rows, (len(lengths), num_rows)
-        self.num_rows, self.world, self.seed, self.lengths, self.order = num_rows, world, seed, lengths, order
+        if max_tokens and lengths is None:
+            raise ValueError("--max_tokens needs the rows' lengths, and these files are too big to scan; use --batch_size alone")
+        self.num_rows, self.world, self.seed, self.lengths, self.order, self.max_tokens = num_rows, world, seed, lengths, order, max_tokens
         self.global_batch = batch_size * world
         full, rest = divmod(num_rows, self.global_batch)
         # A rest too small to give every rank a row joins the batch before it: no row is lost, no rank is left out.
-        self.batches_per_epoch = max(1, full + (rest >= world))
+        self.batches_per_epoch = max(1, full + (rest >= world))  # under a budget it differs from epoch to epoch: see first_of
+        self._firsts = [0]
         self._cached: tuple[int, list[np.ndarray]] | None = None
 
     def epoch(self, epoch: int) -> list[np.ndarray]:
@@ -94,6 +97,31 @@ class BatchPlan:
         if self._cached is None or self._cached[0] != epoch:
             self._cached = (epoch, self._arrange(epoch))
         return self._cached[1]
+
+    def first_of(self, epoch: int) -> int:
+        """Number of the epoch's first batch."""
+        if not self.max_tokens:
+            return epoch * self.batches_per_epoch
+        while len(self._firsts) <= epoch:
+            self._firsts.append(self._firsts[-1] + len(self.epoch(len(self._firsts) - 1)))
+        return self._firsts[epoch]
+
+    def locate(self, number: int) -> tuple[int, int]:
+        """(epoch, place in it) of a batch."""
+        epoch = 0 if self.max_tokens else number // self.batches_per_epoch
+        while self.first_of(epoch + 1) <= number:
+            epoch += 1
+        return epoch, number - self.first_of(epoch)
+
+    def position(self, number: int) -> float:
+        """How many epochs lie before batch `number`."""
+        epoch, index = self.locate(number)
+        return epoch + index / (self.first_of(epoch + 1) - self.first_of(epoch))
+
+    def number_at(self, position: float) -> int:
+        """The batch that is as far into the training as `position`, in epochs."""
+        epoch = int(position)
+        return self.first_of(epoch) + round((position - epoch) * (self.first_of(epoch + 1) - self.first_of(epoch)))
 
     def _arrange(self, epoch: int) -> list[np.ndarray]:
         rng = np.random.default_rng([self.seed, epoch])
@@ -105,19 +133,32 @@ class BatchPlan:
             rows = order[cuts[0]:cuts[-1]]
             if self.lengths is not None:
                 rows = rows[np.argsort(self.lengths[rows], kind="stable")]
-            parts = np.split(rows, cuts[1:-1] - cuts[0])
+            parts = np.split(rows, self._cuts(self.lengths[rows]) if self.max_tokens else cuts[1:-1] - cuts[0])
             batches += [parts[i] for i in rng.permutation(len(parts))]
         return batches
 
+    def _cuts(self, lengths: np.ndarray) -> list[int]:
+        """Where ascending `lengths` are cut so that no rank's share of a part, padded, exceeds max_tokens (one row always may)."""
+        cuts, first = [], 0
+        while first < len(lengths):
+            most = (self.max_tokens // max(1, lengths[first]) + 1) * self.world
+            share = np.arange(self.world, most + self.world) // self.world  # rows per rank of 1, 2, 3, ... rows
+            cost = share[:len(lengths) - first] * lengths[first:first + most]
+            first += max(self.world, int(np.searchsorted(cost, self.max_tokens, side="right")))
+            if len(lengths) - first < self.world:  # the rest joins, else a rank would get none
+                break
+            cuts.append(first)
+        return cuts
+
     def rank_batch(self, number: int, rank: int) -> list[tuple[int, int]]:
         """Batch `number` of `rank`, as (epoch, row) pairs."""
-        epoch, index = divmod(number, self.batches_per_epoch)
+        epoch, index = self.locate(number)
         return [(epoch, int(row)) for row in self.epoch(epoch)[index][rank::self.world]]
 
     def state(self) -> dict:
         """What a resumed run compares with its own plan."""
         return {"num_rows": self.num_rows, "global_batch": self.global_batch, "batches_per_epoch": self.batches_per_epoch,
-                "seed": self.seed}
+                "seed": self.seed, **({"max_tokens": self.max_tokens * self.world} if self.max_tokens else {})}
 
 
 class PlannedBatches(Sampler):
@@ -138,7 +179,7 @@ class Frontends:
 
     def __init__(self, audio_dir: Path, vision_dir: Path, device: torch.device):
         self.audio_dir, self.vision_dir, self.device = audio_dir, vision_dir, device
-        self._audio = self._vision = None
+        self.audio_encoder = self.image_encoder = None
 
     @torch.no_grad()
     def audio(self, wavs: list[Tensor | None]) -> tuple[Tensor | None, Tensor | None]:
@@ -149,10 +190,10 @@ class Frontends:
         rows = [i for i, wav in enumerate(wavs) if wav is not None]
         if not rows:
             return None, None
-        if self._audio is None:
+        if self.audio_encoder is None:
             from model.encoders import SenseVoice
-            self._audio = SenseVoice.load(self.audio_dir, self.device)
-        found, lengths = self._audio.features([wavs[i] for i in rows])
+            self.audio_encoder = SenseVoice.load(self.audio_dir, self.device)
+        found, lengths = self.audio_encoder.features([wavs[i] for i in rows])
         features = found.new_zeros(len(wavs), *found.shape[1:])
         lens = lengths.new_zeros(len(wavs))
         index = torch.tensor(rows, device=found.device)
@@ -164,10 +205,10 @@ class Frontends:
         flat = [image for row in images for image in row]
         if not flat:
             return None
-        if self._vision is None:
+        if self.image_encoder is None:
             from model.encoders import SigLIP2
-            self._vision = SigLIP2.load(self.vision_dir, self.device)
-        found = self._vision(flat)
+            self.image_encoder = SigLIP2.load(self.vision_dir, self.device)
+        found = self.image_encoder(flat)
         most = max(len(row) for row in images)
         index = torch.tensor([b * most + n for b, row in enumerate(images) for n in range(len(row))], device=found.device)
         features = found.new_zeros(len(images) * most, *found.shape[1:]).index_copy(0, index, found)
@@ -200,41 +241,57 @@ def seed_everything(seed: int) -> None:
 
 
 class RunLog:
-    """Where a run reports: terminal, <folder>/log.csv, <folder>/loss.png, wandb. Made by the main process only.
+    """Where a run reports: terminal, <folder>/log.csv, eval.csv and loss.png, wandb, TensorBoard. Made by the main process only.
 
     On resume the CSV is cut back to the checkpoint's step, so that a killed run's curve has no doubled or missing rows.
     """
 
-    def __init__(self, folder: Path, total: int, step: int = 0, wandb_project: str | None = None, settings: dict | None = None):
-        self.folder, self.total, self.csv_path = folder, total, folder / "log.csv"
+    def __init__(self, folder: Path, total: int, step: int = 0, wandb_project: str | None = None, settings: dict | None = None,
+                 tensorboard: bool = False):
+        self.folder, self.total, self.csv_path, self.eval_path = folder, total, folder / "log.csv", folder / "eval.csv"
         folder.mkdir(parents=True, exist_ok=True)
-        kept = [row for row in read_log(self.csv_path) if int(row["step"]) <= step] if step else []
-        self._start_csv(kept)
+        for path in (self.csv_path, self.eval_path):
+            self._start_csv(path, [row for row in read_log(path) if int(row["step"]) <= step] if step else [])
         self.bar = tqdm(total=total, initial=step, desc=folder.name, unit="step", disable=not sys.stderr.isatty())
         self.started, self.first_step = time.perf_counter(), step
         self.wandb = _start_wandb(folder, wandb_project, settings, resume=step > 0) if wandb_project else None
+        self.board = None
+        if tensorboard:
+            from tensorboardX import SummaryWriter
+            self.board = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
     def write(self, step: int, values: dict) -> None:
         """Report the averages of the steps since the last call. `values` keeps its order as the CSV's columns."""
-        row = {"step": step, **values}
-        self._write([row], self.csv_path, "a")
-        if self.wandb is not None:
-            self.wandb.log(values, step=step)
-        shown = {name: f"{values[name]:.4g}" for name in ("total", "text", "audio", "lr", "grad_norm", "samples_per_s", "tokens_per_s")
-                 if name in values}
+        self._write([{"step": step, **values}], self.csv_path, "a")
+        self._publish(step, values)
+        shown = {name: f"{values[name]:.4g}" for name in ("total", "text", "audio", "lr", "grad_norm", "samples_per_s", "tokens_per_s",
+                                                          "mfu", "data_wait") if name in values}
         self.bar.set_postfix(shown)
         if self.bar.disable:  # no terminal: plain lines for the log file
             left = (time.perf_counter() - self.started) / max(1, step - self.first_step) * (self.total - step)
             log.info("step %d/%d  %s  eta %s", step, self.total, "  ".join(f"{k} {v}" for k, v in shown.items()),
                      tqdm.format_interval(left))
 
+    def write_eval(self, step: int, values: dict) -> None:
+        """Report figures of the held-out rows: in eval.csv, and elsewhere as eval/<name>."""
+        self._write([{"step": step, **values}], self.eval_path, "a")
+        self._publish(step, {f"eval/{name}": value for name, value in values.items()})
+        log.info("step %d  held-out rows: %s", step, "  ".join(f"{name} {values[name]:.4g}" for name in ("total", "text", "audio")))
+
+    def _publish(self, step: int, values: dict) -> None:
+        if self.wandb is not None:
+            self.wandb.log(values, step=step)
+        if self.board is not None:
+            for name, value in values.items():
+                self.board.add_scalar(name, value, step)
+
     def advance(self) -> None:
         """One step done; touches no tensor."""
         self.bar.update()
 
     def plot(self) -> None:
-        """Draw the curves of the CSV."""
-        rows = read_log(self.csv_path)
+        """Draw the curves of both CSVs."""
+        rows, held_out = read_log(self.csv_path), read_log(self.eval_path)
         if not rows:
             return
         from matplotlib.figure import Figure
@@ -242,7 +299,10 @@ class RunLog:
         figure = Figure(figsize=(8, 4.5), layout="constrained")
         axes = figure.subplots()
         for name in ("total", "text", "audio"):
-            axes.plot(steps, [float(row[name]) for row in rows], label=name)
+            line, = axes.plot(steps, [float(row[name]) for row in rows], label=name)
+            if held_out:
+                axes.plot([int(row["step"]) for row in held_out], [float(row[name]) for row in held_out], "o--", color=line.get_color(),
+                          label=f"{name}, held-out rows")
         axes.set(xlabel="step", ylabel="loss", title=self.folder.name, ylim=(0, None))
         axes.legend()
         axes.grid(alpha=0.3)
@@ -253,16 +313,19 @@ class RunLog:
         self.bar.close()
         if self.wandb is not None:
             self.wandb.finish()
+        if self.board is not None:
+            self.board.close()
 
-    def _start_csv(self, rows: list[dict]) -> None:
-        fresh = self.csv_path.with_suffix(".tmp")  # renamed when complete: a kill while rewriting must not cost the history
+    def _start_csv(self, path: Path, rows: list[dict]) -> None:
+        if not rows:
+            path.unlink(missing_ok=True)
+            return
+        fresh = path.with_suffix(".tmp")  # renamed when complete: a kill while rewriting must not cost the history
         self._write(rows, fresh, "w")
-        os.replace(fresh, self.csv_path)
+        os.replace(fresh, path)
 
     def _write(self, rows: list[dict], path: Path, mode: str) -> None:
         with open(path, mode, newline="") as file:
-            if not rows:
-                return
             writer = csv.DictWriter(file, fieldnames=list(rows[0]))
             if file.tell() == 0:
                 writer.writeheader()
@@ -294,38 +357,6 @@ def check_config(config: OmniConfig, tokenizer, max_seq_len: int) -> None:
                          "wrong --tokenizer_dir or --preset")
     if max_seq_len > config.max_position_embeddings:
         raise ValueError(f"--max_seq_len {max_seq_len} exceeds the model's {config.max_position_embeddings} positions")
-
-
-class Meter:
-    """Throughput since the last log, counted on the host: rows, tokens, padded places, and the time spent waiting for data."""
-
-    def __init__(self):
-        self.restart()
-
-    def restart(self) -> None:
-        self.rows = self.tokens = self.places = 0
-        self.waited, self.started = 0.0, time.perf_counter()
-
-    def fetch(self, batches: Iterator[dict], count: int) -> list[dict]:
-        """The next `count` batches, counted and timed."""
-        began = time.perf_counter()
-        fetched = [next(batches) for _ in range(count)]
-        self.waited += time.perf_counter() - began
-        for batch in fetched:
-            self.rows += batch["num_rows"]
-            self.tokens += batch["num_tokens"]
-            self.places += batch["input_ids"][:, 0].numel()
-        return fetched
-
-    def figures(self, procs: Processes) -> dict:
-        """Averages over all processes since `restart`, by name."""
-        seconds = time.perf_counter() - self.started
-        counts = torch.tensor([self.rows, self.tokens, self.places, self.waited], dtype=torch.float64).to(procs.device)
-        if procs.world > 1:
-            dist.all_reduce(counts)
-        rows, tokens, places, waited = counts.tolist()
-        return {"samples_per_s": round(rows / seconds, 2), "tokens_per_s": round(tokens / seconds, 1),
-                "padding": round(1 - tokens / max(places, 1), 4), "data_wait": round(waited / procs.world / seconds, 4)}
 
 
 class StopSignal:

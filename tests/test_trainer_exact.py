@@ -1,0 +1,190 @@
+"""The optimised trainer against the plain one, many processes against one, and what is evaluated without being trained on."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_training import command, make_mixed, make_t2a, make_tokenizer
+
+from trainer import train_sft_omni
+from trainer.options import OPTIMISATIONS
+from trainer.train_sft_omni import LOSSES, Trainer, main, parse_args
+from trainer.trainer_data import row_lengths
+from trainer.trainer_utils import BatchPlan, Processes, read_log
+
+ROOT = Path(__file__).resolve().parents[1]
+CPU = Processes(0, 1, torch.device("cpu"))
+PLAIN = sorted(set(OPTIMISATIONS) - {"length_groups"})  # that one chooses other rows for a batch
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder with a tokenizer and 24 rows of T2A."""
+    folder = tmp_path_factory.mktemp("exact")
+    make_tokenizer(folder / "tokenizer")
+    make_t2a(folder / "t2a.parquet", 24)
+    return folder
+
+
+def curve(save_dir: Path, name: str = "sft_omni_64", columns=("total", "text", "audio", "aux", "grad_norm")) -> np.ndarray:
+    return np.array([[float(row[column]) for column in columns] for row in read_log(save_dir / name / "log.csv")])
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("moe, changes, steps", [
+    (0, dict(), 8), (1, dict(gradient_checkpointing=1), 8), pytest.param(0, dict(gradient_checkpointing=1), 50, marks=pytest.mark.slow),
+    pytest.param(0, dict(), 50, marks=pytest.mark.slow), pytest.param(1, dict(), 50, marks=pytest.mark.slow)])
+def test_optimisations_change_no_loss(world, tmp_path, moe, changes, steps):
+    """With and without them all: losses within 1e-4."""
+    flags = dict(use_moe=moe, max_steps=steps, batch_size=2, max_seq_len=120)
+    name = "sft_omni_64_moe" if moe else "sft_omni_64"
+    assert main(command(world, save_dir=tmp_path / "fast", **flags, **changes)) == 0
+    assert main([*command(world, save_dir=tmp_path / "plain", **flags), "--without", *PLAIN]) == 0
+    fast, plain = (curve(tmp_path / run, name) for run in ("fast", "plain"))
+    np.testing.assert_allclose(fast[:, :4], plain[:, :4], atol=1e-4, rtol=0)
+    assert len(fast) == flags["max_steps"] and (fast[:, 3] > 0).all() == bool(moe)
+
+
+def test_switched_off_means_off(world):
+    """The slow path is really taken: padding to the end, logits everywhere, experts in a loop."""
+    trainer = Trainer(parse_args([*command(world, use_moe=1), "--without", *OPTIMISATIONS]), CPU)
+    batch = next(iter(trainer.data.loader(0, 1)))
+    assert batch["input_ids"].shape[-1] == trainer.args.max_seq_len == batch["positions"].shape[-1]
+    assert trainer.data.plan.lengths is None and not trainer.loss_model.fused and not trainer.model.model.layers[0].mlp.grouped
+    assert not trainer.optimizer.defaults["fused"]
+    batch = next(iter(Trainer(parse_args(command(world)), CPU).data.loader(0, 1)))
+    assert batch["positions"].shape[-1] < batch["input_ids"].shape[-1] < trainer.args.max_seq_len
+
+
+def test_token_budget_fills_batches_by_positions():
+    lengths = np.random.default_rng(0).integers(5, 200, 1000)
+    for world_size in (1, 3):
+        plan = BatchPlan(1000, 8, world_size, seed=1, lengths=lengths, max_tokens=1000)
+        for epoch in (0, 1):
+            numbers = range(plan.first_of(epoch), plan.first_of(epoch + 1))
+            shares = [[plan.rank_batch(n, rank) for rank in range(world_size)] for n in numbers]
+            assert sorted(key for batch in shares for share in batch for key in share) == [(epoch, row) for row in range(1000)]
+            cost = [max(lengths[row] for batch in shares[i] for _, row in batch) * max(map(len, shares[i])) for i in range(len(shares))]
+            assert all(map(all, shares)) and np.mean(np.array(cost) <= 1000) > 0.97 and np.mean(cost) > 700
+        for number in (0, plan.first_of(1) - 1, plan.first_of(1), plan.first_of(2) - 3):
+            assert plan.number_at(plan.position(number)) == number, "a position in epochs finds its batch again"
+    with pytest.raises(ValueError, match="--max_tokens needs the rows' lengths"):
+        BatchPlan(1000, 8, max_tokens=1000)
+
+
+def test_token_budget_trains_and_resumes(world, tmp_path):
+    flags = dict(max_tokens=800, epochs=2)
+    assert main(command(world, save_dir=tmp_path / "whole", **flags)) == 0
+    argv = command(world, save_dir=tmp_path / "parts", from_resume=1, **flags)
+    trainer = Trainer(parse_args(argv), CPU)
+    sizes = [batch["input_ids"].shape[0] * batch["input_ids"].shape[2] for batch in trainer.data.loader(0, 4)]
+    assert max(sizes) <= 900 and np.mean(sizes) > 400, "about the budget: lengths are estimates"
+    step = trainer.train_step
+
+    def interrupted(batches):
+        step(batches)
+        trainer.stop.asked = trainer.step == 3
+    trainer.train_step = interrupted
+    assert not trainer.fit() and main(argv) == 0
+    assert np.array_equal(curve(tmp_path / "parts"), curve(tmp_path / "whole"))
+
+
+def test_lengths_of_very_big_files_are_told_by_the_text(world, monkeypatch):
+    from trainer import trainer_data
+    table = trainer_data.pq.read_table(world / "t2a.parquet")
+    group = trainer_data.pq.read_metadata(world / "t2a.parquet").row_group(0)
+    monkeypatch.setattr(trainer_data, "MAX_SCAN_BYTES", 2 * group.column(0).total_uncompressed_size)  # two groups at most
+    assert row_lengths([world / "t2a.parquet"]).tolist() == [len(text) // 4 for text in table["conversations"].to_pylist()]
+    monkeypatch.setattr(trainer_data, "MAX_SCAN_BYTES", 10)
+    assert row_lengths([world / "t2a.parquet"]) is None
+
+
+def test_held_out_rows_are_evaluated_and_never_trained_on(world, tmp_path):
+    spoken = []
+
+    def speak(model, path):
+        spoken.append(path.name)
+        assert not model.training
+        torch.rand(3)  # what it draws must not change the training
+    flags = dict(eval_rows=5, epochs=1, batch_size=4, max_steps=5)
+    assert main([*command(world, save_dir=tmp_path / "a", eval_interval=2, **flags), "--use_tensorboard"], speak) == 0
+    assert main(command(world, save_dir=tmp_path / "b", eval_interval=100, **flags)) == 0
+    assert spoken == [f"sample_{step:06d}.wav" for step in (2, 4, 5)]
+    assert np.array_equal(curve(tmp_path / "a"), curve(tmp_path / "b"))
+    held = read_log(tmp_path / "a" / "sft_omni_64" / "eval.csv")
+    assert [row["step"] for row in held] == ["2", "4", "5"] and set(LOSSES) < set(held[0])
+    assert float(held[2]["total"]) < float(held[0]["total"]) and list((tmp_path / "a" / "sft_omni_64").glob("events.out.tfevents*"))
+    data = Trainer(parse_args(command(world, eval_interval=1, eval_rows=5)), CPU).data
+    seen = {row for n in range(data.plan.first_of(1)) for _, row in data.plan.rank_batch(n, 0)}
+    assert len(seen) == 19 and not seen & set(data.held_out.tolist())
+    assert main(command(world, save_dir=tmp_path, eval_interval=1, eval_rows=13)) == 2
+
+
+def test_two_processes_follow_the_curve_of_one(world, tmp_path):
+    """One process starts, two go on from its checkpoint, each with half of the batch: the losses of a single one."""
+    flags = dict(batch_size=6, max_steps=24)
+    assert main(command(world, save_dir=tmp_path / "one", **flags)) == 0
+    trainer = Trainer(parse_args(command(world, save_dir=tmp_path / "two", **flags)), CPU)
+    step = trainer.train_step
+
+    def interrupted(batches):
+        step(batches)
+        trainer.stop.asked = trainer.step == 3
+    trainer.train_step = interrupted
+    assert not trainer.fit()
+    argv = command(world, save_dir=tmp_path / "two", from_resume=1, **{**flags, "batch_size": 3})
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run([*torchrun, "trainer/train_sft_omni.py", *argv], cwd=ROOT, capture_output=True, text=True, timeout=110,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0 and "not bit for bit" not in done.stderr, done.stderr[-3000:]
+    np.testing.assert_allclose(curve(tmp_path / "two"), curve(tmp_path / "one"), rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("moe, mode", [(0, "all"), (1, "all"), (0, "audio_proj")])
+def test_compiled_code_serves_all_lengths_and_inputs(world, tmp_path, monkeypatch, moe, mode):
+    """Rows that are heard, seen and read, of many lengths, dense ones with checkpointed blocks: a few graphs, not one a batch."""
+    from torch._dynamo.testing import CompileCounter
+    counter, compile_module = CompileCounter(), torch.compile
+    torch._dynamo.reset()
+    monkeypatch.setattr(train_sft_omni.torch, "compile", lambda net, dynamic: compile_module(net, dynamic=dynamic, backend=counter))
+    make_mixed(tmp_path / "mixed.parquet", 24)
+    trainer = Trainer(parse_args(command(world, data_path=tmp_path / "mixed.parquet", use_compile=1, use_moe=moe, batch_size=2,
+                                         max_seq_len=256, mode=mode, gradient_checkpointing=1 - moe)), CPU)
+
+    class Encoder:
+        def features(self, wavs):
+            return torch.randn(len(wavs), 9 + len(wavs[0]) % 5, 512), torch.full((len(wavs),), 9)
+
+        def __call__(self, images):
+            return torch.randn(len(images), 64, trainer.config.image_hidden_size)
+    trainer.frontends.audio_encoder = trainer.frontends.image_encoder = Encoder()
+    shapes, graphs = set(), []
+    for batch in trainer.data.loader(0, 24):
+        trainer.train_step([batch])
+        shapes.add(batch["input_ids"].shape)
+        graphs.append(counter.frame_count)
+    assert trainer.window[-2] == 24 and len(shapes) > 8
+    assert graphs[-1] <= 8 and graphs[-1] == graphs[12], graphs
+
+
+@pytest.mark.parametrize("script, settings, launch", [
+    ("train.sh", {"NPROC": "2"}, ["--standalone", "--nproc_per_node", "2"]),
+    ("train_full.sh", {"USE_MOE": "1"}, ["--standalone", "--max_restarts", "3", "--nproc_per_node", "1"]),
+    ("train_full.sh", {"NNODES": "2:4", "RDZV": "host0:1"}, ["--nnodes", "2:4", "--rdzv_backend", "c10d", "--rdzv_endpoint", "host0:1"])])
+def test_recipes_give_flags_the_trainer_knows(tmp_path, script, settings, launch):
+    """A torchrun that only writes down what it is given: five stages, each starting from the one before."""
+    (tmp_path / "torchrun").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "torchrun").chmod(0o755)
+    done = subprocess.run(["bash", str(ROOT / "trainer" / script)], capture_output=True, text=True, check=True,
+                          env={**os.environ, **settings, "PATH": f"{tmp_path}:{os.environ['PATH']}"})
+    stages = [line.split() for line in done.stdout.splitlines()]
+    args = [parse_args(stage[stage.index("train_sft_omni.py") + 1:]) for stage in stages]
+    assert len(stages) == 5 and all(stage[:len(launch)] == launch for stage in stages) and all(a.from_resume == 1 for a in args)
+    assert [a.mode for a in args] == ["all", "audio_proj", "all", "vision_proj", "all"]
+    assert [a.from_weight for a in args[1:]] == [a.save_weight for a in args[:-1]]
+    assert args[0].from_weight == "llm" and all(a.use_moe == ("USE_MOE" in settings) for a in args)
