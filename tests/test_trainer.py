@@ -213,6 +213,16 @@ def test_a_frozen_thinker_stops_at_the_bridge(world):
     assert not Trainer(parse_args(command(world)), CPU)._inputs(batch)["speech_only"], "a learning Thinker needs its text loss"
 
 
+@pytest.mark.parametrize("checkpointing", [0, 1])
+def test_guided_attention_adds_its_loss(world, tmp_path, checkpointing):
+    args = command(world, guided_attention=0.5, max_steps=3, save_dir=tmp_path, gradient_checkpointing=checkpointing)
+    assert main(args) == 0
+    rows = read_log(tmp_path / "sft_omni_64" / "log.csv")
+    guide, parts = [float(row["guide"]) for row in rows], ("text", "audio", "aux")
+    assert all(float(r["total"]) == pytest.approx(sum(float(r[p]) for p in parts) + 0.5 * g, rel=1e-4) for r, g in zip(rows, guide))
+    assert 0 < min(guide) and max(guide) < 100
+
+
 def test_steps_that_are_not_finite_are_skipped(world):
     trainer = Trainer(parse_args(command(world)), CPU)
     batch = next(iter(trainer.data.loader(0, 1)))

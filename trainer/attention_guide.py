@@ -44,7 +44,9 @@ class AttentionGuide:
         how unlikely the guided heads are to attend near the letter being said, in nats, averaged over heads and frames."""
         wanted, spoken = self.expected(text_labels, audio_labels, stop_token)
         earlier = positions[:, None] + 1 <= positions[..., None]  # token r of the labels stands at positions[r] + 1
-        wanted = torch.where(earlier, wanted, NOWHERE)[:, None]
+        wanted = torch.where(earlier, wanted, NOWHERE)
+        spoken = spoken & (wanted.amax(-1) > NOWHERE / 2)  # speech that is ahead of its text has nothing to look at
+        wanted = wanted[:, None]
         losses = []
         for layer, (x, rope) in self.seen.items():
             scores = _scores(layer, x, rope).gather(2, positions[:, None, :, None].expand(-1, HEADS, -1, x.shape[1]))
