@@ -105,7 +105,8 @@ def test_any_format_gives_speech(zoo, name):
 
 @pytest.mark.parametrize("name, reason", [("latin1", None), ("all-25", "not UTF-8"), ("all-26", "not a conversation"),
                                           ("all-27", "JSON object"), ("empty", None), ("all-28", "no 'conversations' list"),
-                                          ("no-reply", "no assistant turn"), ("surrogate", "not valid Unicode"), ("mono.flac", "duplicate id")])
+                                          ("no-reply", "no assistant turn"), ("surrogate", "not valid Unicode"),
+                                          ("mono.flac", "duplicate id")])
 def test_bad_text_is_refused_with_its_reason(zoo, name, reason):
     rejects = zoo[1]
     assert (name not in rejects) if reason is None else reason in rejects[name]["reason"]
