@@ -199,7 +199,7 @@ class OmniDataset(torch.utils.data.Dataset):
             wav, num_pads = (wav, num_pads) if spoken else (None, 0)
         images = []
         if row.images:
-            _check_tags(row)
+            check_tags(row)
             separator = "\n\n" if blank < v.image_blank_line else "\n"
             messages, num_images = put_images(messages, config.image_special_token * config.image_token_len, before < v.image_before,
                                               separator)
@@ -335,7 +335,7 @@ def decode_image(data: bytes):
         raise ValueError(f"cannot decode image of {len(data)} bytes: {error}") from error
 
 
-def _check_tags(row: Row) -> None:
+def check_tags(row: Row) -> None:
     """A conversation with images must name each of them, or pads and pictures would not match."""
     tags = sum(m["content"].count(IMAGE_TAG) for m in row.messages if m["role"] == "user")
     if tags != len(row.images):

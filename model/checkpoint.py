@@ -34,16 +34,17 @@ def save_atomic(obj: object, path: str | Path) -> None:
                 raise OSError(cause.errno, cause.strerror, str(path)) from error
             raise
 
-    _replace(Path(path), write)
+    replace_atomic(Path(path), write)
 
 
 def save_json(data: dict, path: str | Path) -> None:
     """JSON with the same guarantee as `save_atomic`."""
     text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
-    _replace(Path(path), lambda file: file.write(text.encode()))
+    replace_atomic(Path(path), lambda file: file.write(text.encode()))
 
 
-def _replace(path: Path, write: Callable) -> None:
+def replace_atomic(path: Path, write: Callable) -> None:
+    """Let `write(binary file)` make the new content of `path`: as `save_atomic`, for any kind of file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -24,8 +24,9 @@ import soxr
 import torch
 from tqdm import tqdm
 
-from model.checkpoint import save_atomic
-from model.config import FRAME_SAMPLES, NUM_CODEBOOKS, SAMPLE_RATE
+from dataset.build_stages import encode_clips, frame_major
+from model.checkpoint import replace_atomic, save_atomic
+from model.config import FRAME_SAMPLES, SAMPLE_RATE
 from model.encoders import CAMPPlus
 from model.mimi import Mimi
 from nano.corpus import SEED, read_jsonl
@@ -120,25 +121,9 @@ def encode_all(indexes, codec_path, device, out, batch=64):
 
 
 def _encode_shard(index, codec, path, batch):
-    """Encode the clips of one shard, similar lengths together (the codec is causal: zeros behind a clip do not change its codes)."""
-    wavs = [to_codec(pcm) for _, pcm in read_shard(index)]
-    frames = np.array([-(-len(wav) // FRAME_SAMPLES) for wav in wavs])
-    codes = [None] * len(wavs)
-    by_length = np.argsort(frames, kind="stable")
-    for start in range(0, len(wavs), batch):
-        rows = by_length[start:start + batch]
-        padded = np.zeros((len(rows), int(frames[rows].max()) * FRAME_SAMPLES), np.float32)
-        for row, i in enumerate(rows):
-            padded[row, :len(wavs[i])] = wavs[i]
-        encoded = codec.encode(torch.from_numpy(padded)).cpu().numpy().astype(np.int16)
-        for row, i in enumerate(rows):
-            codes[i] = encoded[row, :, :frames[i]]
-    temporary = path.with_name(path.name + f".{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        np.savez(file, codes=np.concatenate(codes, axis=1), frames=frames)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    codes = encode_clips(codec, [to_codec(pcm) for _, pcm in read_shard(index)], batch)
+    frames = np.array([piece.shape[1] for piece in codes])
+    replace_atomic(path, lambda file: np.savez(file, codes=np.concatenate(codes, axis=1), frames=frames))
 
 
 def load_codec(path, device):
@@ -179,12 +164,6 @@ def speaker_vector(speaker, utterance):
         return np.zeros(0, np.float32)
     pcm = synthesise(utterance.text, utterance.voice, utterance.rate, utterance.pitch)
     return speaker(pcm.astype(np.float32) / 32768)
-
-
-def frame_major(codes):
-    """(8, T) -> flat list: 8 codes of frame 0, 8 of frame 1, ..."""
-    assert codes.shape[0] == NUM_CODEBOOKS, codes.shape
-    return codes.T.reshape(-1)
 
 
 def write_parquet(items, codes, pool, path, seed):

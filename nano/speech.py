@@ -1,35 +1,27 @@
 """Text to speech with flite, the offline synthesiser whose voices the nano world is taught with.
 
-- `synthesise` renders one sentence; a voice is a flite voice, optionally sped up (`rate`) or shifted in pitch and formants together
-  (`pitch`, by resampling with the duration given back), which makes further speakers out of the four.
+- An `Utterance` is one sentence by one voice, optionally sped up or shifted in pitch (dataset/tts.py renders it).
 - `render` does many of them with a pool of processes into shards that are written atomically; a second run skips finished shards.
-- Needs the `flite` program (apt-get install flite) and nothing from the rest of the project.
+- Needs the `flite` program (apt-get install flite).
 
     python -m nano.speech --texts out/nano/corpus/train.jsonl --out out/nano/speech --workers 2
 """
 import argparse
 import hashlib
-import io
 import json
 import os
-import shutil
-import subprocess
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import soundfile as sf
-import soxr
 from tqdm import tqdm
 
-RATE = 16_000  # what flite produces for these voices
-VOICES = ("slt", "rms", "awb", "kal16")
+from dataset.tts import FLITE_RATE as RATE, FLITE_VOICES as VOICES, synthesise
+from model.checkpoint import replace_atomic
+
 TRAIN_VOICES = ("slt", "rms", "awb")  # kal16 is kept as a voice that no training has heard
-LOUDNESS = 2600.0  # root mean square of every utterance: the voices differ by 6 dB, which a codec should not spend bits on
-QUIET = 200  # |sample| below this at either end is silence
-LEAD_SAMPLES, TAIL_SAMPLES = 1920, 1920  # silence kept at the ends, 120 ms
 
 
 @dataclass(frozen=True)
@@ -39,46 +31,6 @@ class Utterance:
     voice: str
     rate: float = 1.0
     pitch: float = 1.0
-
-
-def synthesise(text, voice, rate=1.0, pitch=1.0, f0=1.0):
-    """Speech for `text`: (S,) int16 at 16 kHz, silence at the ends trimmed to 120 ms, all voices equally loud.
-
-    `f0` multiplies the fundamental alone, formants untouched (slt, rms and awb only).
-
-    Raises FileNotFoundError without flite, ValueError for an unknown voice, an empty text or a rate or pitch outside 0.5-2.
-    """
-    if voice not in VOICES:
-        raise ValueError(f"unknown voice {voice!r}; choose from {VOICES}")
-    if not text.strip():
-        raise ValueError("nothing to say: the text is empty")
-    if not (0.5 <= rate <= 2 and 0.5 <= pitch <= 2):
-        raise ValueError(f"rate {rate} and pitch {pitch} must lie in 0.5-2")
-    program = shutil.which("flite")
-    if program is None:
-        raise FileNotFoundError("the flite program is missing: apt-get install flite")
-    # flite stretches by pitch / rate, playing it `pitch` times as fast then leaves the wanted duration
-    command = [program, "-voice", voice, "--setf", f"duration_stretch={pitch / rate:.4f}", "-t", text, "-o", "/dev/stdout"]
-    if f0 != 1.0:
-        command += ["--setf", f"f0_shift={f0:.4f}"]
-    wav_bytes = subprocess.run(command, check=True, capture_output=True).stdout
-    wav, sample_rate = sf.read(io.BytesIO(wav_bytes), dtype="float32")
-    assert sample_rate == RATE, sample_rate
-    if pitch != 1.0:
-        wav = soxr.resample(wav, RATE * pitch, RATE).astype(np.float32)
-    return _level(_trim(wav * 32768))
-
-
-def _trim(wav):
-    loud = np.flatnonzero(np.abs(wav) > QUIET)
-    assert len(loud), "flite returned silence"
-    return wav[max(loud[0] - LEAD_SAMPLES, 0):loud[-1] + 1 + TAIL_SAMPLES]
-
-
-def _level(wav):
-    """Scale to LOUDNESS, less where the loudest peak would clip; (S,) float in int16 units -> int16."""
-    gain = min(LOUDNESS / np.sqrt(np.mean(np.square(wav, dtype=np.float64))), 32000 / np.abs(wav).max())
-    return np.round(wav * gain).astype(np.int16)
 
 
 def render(utterances, out, workers=2, shard_size=256):
@@ -105,19 +57,9 @@ def _key(shard):
 
 def _render_shard(shard, index):
     wavs = [synthesise(**asdict(utterance)) for utterance in shard]
-    _replace(index.with_suffix(".npy"), partial(np.save, arr=np.concatenate(wavs)))
+    replace_atomic(index.with_suffix(".npy"), partial(np.save, arr=np.concatenate(wavs)))
     items = [dict(asdict(u), samples=len(wav)) for u, wav in zip(shard, wavs)]
-    _replace(index, lambda file: file.write(json.dumps(items).encode()))
-
-
-def _replace(path, write):
-    """Write through a temporary file in the same folder, so that a killed run leaves no half file under `path`."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    replace_atomic(index, lambda file: file.write(json.dumps(items).encode()))
 
 
 def read_shard(index):

@@ -64,7 +64,7 @@ def test_loss_is_the_attention_that_the_guided_heads_give_the_expected_tokens():
                 shares = (k[:here + 1] @ q[here] / math.sqrt(attention.head_dim)).softmax(0)
                 tokens = [j for j in range(text.shape[1]) if positions[0, j] + 1 <= here]
                 values.append(-math.log(sum(float(shares[positions[0, j] + 1].detach() * wanted[0, r, j].exp()) for j in tokens)))
-    assert float(loss) == pytest.approx(sum(values) / len(values), rel=1e-4)
+    assert loss.item() == pytest.approx(sum(values) / len(values), rel=1e-4)
 
 
 def test_a_few_steps_teach_the_heads_where_to_look():

@@ -1,0 +1,190 @@
+"""The data builder: equal bytes whatever happens, resuming, sharing the work, looking at and checking what was built."""
+import errno
+import os
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+import torch
+from tiny_folders import make_tiny_campplus, make_tiny_mimi
+
+from dataset import build_parquet, inspect, validate
+from dataset.build_parquet import build, collect_references, run_processes
+from dataset.build_stages import Settings, Worker, encode_clips
+from dataset.manifest import read_manifest
+from dataset.parquet_rows import ParquetRows
+from model.mimi import Mimi
+
+SENTENCE = "the small dog runs in the garden"  # 26 letters: 10-20 a second for the lengths below
+
+
+def speech(seconds: float, seed: int, rate: int = 16_000) -> np.ndarray:
+    """(S,) float32: something with syllables and pauses."""
+    rng, time_axis = np.random.default_rng(seed), np.arange(int(seconds * rate)) / rate
+    syllables = np.clip(np.sin(2 * np.pi * 4 * time_axis), 0, None)
+    tone = sum(np.sin(2 * np.pi * rng.uniform(100, 900) * time_axis) for _ in range(4))
+    return (0.1 * syllables * tone + 1e-4 * rng.standard_normal(len(time_axis))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Tiny frozen modules and an LJSpeech-like folder of 11 recordings."""
+    root = tmp_path_factory.mktemp("build")
+    make_tiny_mimi(root / "mimi")
+    make_tiny_campplus(root / "campplus")
+    (root / "speech" / "wavs").mkdir(parents=True)
+    for i in range(11):
+        soundfile.write(root / "speech" / "wavs" / f"s{i:02d}.wav", speech(1.4 + 0.1 * i, i), 16_000)
+    (root / "speech" / "metadata.csv").write_text("".join(f"s{i:02d}|{SENTENCE} {i}\n" for i in range(11)))
+    return root
+
+
+@pytest.fixture(scope="module")
+def settings(folders):
+    return Settings(str(folders / "mimi"), str(folders / "campplus"))
+
+
+def checksums(manifest: dict) -> list[str]:
+    return [shard["sha256"] for shard in manifest["shards"]]
+
+
+@pytest.fixture(scope="module")
+def built(folders, settings):
+    """(folder, manifest) of the recordings in three shards, by one worker."""
+    return folders / "one", build([folders / "speech"], folders / "one", settings, rows_per_shard=4)
+
+
+def command(folders, out, *more: str) -> list[str]:
+    return [str(folders / "speech"), "--out", str(out), "--codec", str(folders / "mimi"), "--speaker_encoder", str(folders / "campplus"),
+            "--rows_per_shard", "4", "--device", "cpu", *more]
+
+
+def test_rows_are_what_training_reads(built, folders):
+    out, manifest = built
+    shards = [f"shard-0000{i}.parquet" for i in range(3)]
+    assert [p.name for p in sorted(out.iterdir())] == ["card.html", "manifest.json", "rejects.jsonl", *shards]
+    rows = ParquetRows(out, 64, 192)
+    assert len(rows) == manifest["rows"] == 11 and not manifest["rejected"] and manifest["speakers"] == {"speech": 11}
+    assert manifest["hours"] * 3600 == pytest.approx(sum(1.4 + 0.1 * i for i in range(11)), rel=0.15)  # ends are trimmed
+    codec, answers = Mimi.load(folders / "mimi"), [rows[i].answer_codes[0] for i in range(11)]
+    for i in range(11):
+        row = rows[i]
+        assert row.messages[1] == {"role": "assistant", "content": f"{SENTENCE} {i}"} and SENTENCE in row.messages[0]["content"]
+        sources = [j for j, codes in enumerate(answers) if np.array_equal(codes[:, :50], row.ref_codes)]
+        assert sources and i not in sources, "the voice prompt is another utterance"
+        assert np.abs(row.spk_emb).max() > 0
+    from dataset.clean import read_clip
+    wav = read_clip((folders / "speech" / "wavs" / "s03.wav").read_bytes(), "s03", 30).wav
+    padded = np.pad(wav, (0, -len(wav) % 1920))
+    assert np.array_equal(codec.encode(torch.from_numpy(padded))[0].numpy(), answers[3])
+
+
+def test_workers_shares_and_restarts_give_the_same_bytes(built, folders, settings, tmp_path):
+    two = build([folders / "speech"], tmp_path / "two", settings, workers=2, rows_per_shard=4)
+    assert checksums(two) == checksums(built[1]) and two["key"] == built[1]["key"]
+    for share in range(2):
+        assert build([folders / "speech"], tmp_path / "shared", settings, shard=(share, 2), rows_per_shard=4) is None
+    assert len(list((tmp_path / "shared" / "work").glob("*-*.parquet"))) == 3
+    assert checksums(build([folders / "speech"], tmp_path / "shared", settings, rows_per_shard=4)) == checksums(built[1])
+
+
+def test_full_disk_is_told_and_what_was_done_is_kept(built, folders, tmp_path, monkeypatch, capsys):
+    out, calls, fsync = tmp_path / "out", [0], os.fsync
+
+    def full(number):
+        calls[0] += 1
+        if calls[0] == 6:  # three blocks, rejects and part of the first, rejects of the second
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert build_parquet.main(command(folders, out, "--workers", "1")) == 2
+    assert "free some space and run the same command again" in capsys.readouterr().err.splitlines()[-1]
+    assert not list(out.rglob("*.tmp")) and not (out / "manifest.json").exists()
+    done, = out.glob("work/00000-*.parquet")
+    before = done.stat().st_mtime_ns
+    monkeypatch.setattr(build_parquet, "finish", lambda *_: pytest.fail("not yet"))
+    monkeypatch.setattr(Worker, "__call__", lambda self, block: pytest.fail("redone") if "00000-" in block.name else block)
+    with pytest.raises(pytest.fail.Exception, match="not yet"):  # the first block is not built again
+        build_parquet.main(command(folders, out, "--workers", "1"))
+    monkeypatch.undo()
+    assert done.stat().st_mtime_ns == before and build_parquet.main(command(folders, out, "--workers", "1")) == 0
+    assert checksums(read_manifest(out)) == checksums(built[1]) and not (out / "work").exists()
+
+
+def test_a_finished_folder_is_left_alone(built, folders, settings):
+    out, manifest = built
+    times = {p: p.stat().st_mtime_ns for p in out.iterdir()}
+    assert build([folders / "speech"], out, settings, rows_per_shard=4) == read_manifest(out)
+    assert {p: p.stat().st_mtime_ns for p in out.iterdir()} == times
+    with pytest.raises(ValueError, match="another --out"):
+        build([folders / "speech"], out, settings, rows_per_shard=5)
+
+
+@pytest.mark.parametrize("more, message", [(["--shard", "2/2"], "0 <= I < N"), (["--workers", "0"], "1 or more"),
+                                           (["--codec", "nowhere"], "download_models"),
+                                           (["--tts", "no-such-program {text} {wav}", "--voices", "a"], "no-such-program program")])
+def test_wrong_arguments_end_with_one_line(folders, tmp_path, capsys, more, message):
+    assert build_parquet.main(command(folders, tmp_path / "out", *more)) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error:") and message in error
+
+
+def test_voice_prompts_do_not_depend_on_the_order_of_blocks(folders, settings, tmp_path):
+    blocks, _ = build_parquet.plan([folders / "speech"], "auto", None, {"rows_per_shard": 4}, tmp_path, (0, 1))
+    list(run_processes(blocks, settings, 1))
+    forward, backward = (collect_references(order, seed=0)["speech"] for order in (blocks, blocks[::-1]))
+    assert [entry[:2] for entry in forward] == [entry[:2] for entry in backward] and len(forward) == 11
+
+
+def test_padding_never_changes_the_codes_of_a_clip(folders):
+    """In float64, so that the order of a sum cannot tip a nearest neighbour."""
+    codec = Mimi.load(folders / "mimi", dtype=torch.float64)
+    wavs = [speech(seconds, i, 24_000) for i, seconds in enumerate((0.05, 0.8, 3.0, 0.81, 1.999, 0.4, 5.2))]  # past the window of 10 frames
+    together, alone = encode_clips(codec, wavs, batch=4), [encode_clips(codec, [wav])[0] for wav in wavs]
+    for wav, a, b in zip(wavs, together, alone):
+        assert a.dtype == np.int16 and a.shape == (8, -(-len(wav) // 1920)) and np.array_equal(a, b)
+    assert len({codes.tobytes() for codes in together}) == len(wavs) and encode_clips(codec, []) == []
+
+
+def test_validate_names_every_fault(built, tmp_path, capsys):
+    out = shutil.copytree(built[0], tmp_path / "data")
+    assert validate.main([str(out)]) == 0 and capsys.readouterr().out == "no faults\n"
+    table = pq.read_table(out / "shard-00001.parquet").to_pylist()
+    table[0]["answer_audios"] = [[5000] * 8]
+    table[1]["question_audios"] = [b"no sound"]
+    table[2]["conversations"] = "{"
+    table[3]["image_bytes"] = [b"no picture"]
+    pq.write_table(pa.Table.from_pylist(table, schema=build_parquet.SCHEMA), out / "shard-00001.parquet")
+    (out / "shard-00002.parquet").unlink()
+    assert validate.main([str(out)]) == 1
+    faults = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| shard")]
+    assert len(faults) == 6
+    for start, reason in (("| shard-00001.parquet |  |", "checksum"), ("| shard-00002.parquet |  |", "missing"),
+                          ("| shard-00001.parquet | 0 |", "outside the codebook"), ("| shard-00001.parquet | 1 |", "cannot decode audio"),
+                          ("| shard-00001.parquet | 2 |", "not valid JSON"), ("| shard-00001.parquet | 3 |", "cannot decode image")):
+        assert any(fault.startswith(start) and reason in fault for fault in faults), (start, faults)
+    assert validate.main([str(tmp_path / "nowhere")]) == 2
+    (out / "shard-00000.parquet").write_bytes(b"PAR1 but not really PAR1")
+    assert validate.main([str(out / "shard-00000.parquet")]) == 1 and "not a readable parquet" in capsys.readouterr().out
+
+
+def test_inspect_shows_text_streams_and_sound(built, folders, tokenizer_dir, tmp_path, capsys):
+    arguments = [str(built[0]), "--row", "5", "--out", str(tmp_path / "row"), "--codec", str(folders / "mimi")]
+    assert inspect.main([*arguments, "--tokenizer", str(tokenizer_dir)]) == 0
+    out = capsys.readouterr().out
+    assert "answer_audios: list" in out and "rows: 11 in 3 row groups" in out and f"assistant: {SENTENCE} 5" in out
+    assert {p.name for p in (tmp_path / "row").iterdir()} == {"row.png", "answer_0.wav", "reference.wav"}
+    frames = ParquetRows(built[0], 64, 192)[5].answer_codes[0].shape[1]
+    assert soundfile.info(tmp_path / "row" / "answer_0.wav").frames == 1920 * frames
+    assert inspect.main([*arguments, "--tokenizer", "none", "--row", "11"]) == 2 and "row 11 of 11" in capsys.readouterr().err
+
+
+def test_card_is_one_page_with_the_figures(built):
+    page = (built[0] / "card.html").read_text()
+    assert "data:image/png;base64," in page and "http" not in page.replace("http-equiv", "")
+    for text in (built[1]["shards"][0]["sha256"], built[1]["modules"]["mimi"]["digest"], "<th>conversations</th><td>11</td>"):
+        assert text in page
