@@ -26,7 +26,8 @@ from trainer.train_sft_omni import parse_args
 from trainer.trainer_data import open_data
 from trainer.trainer_utils import ROOT, Processes
 
-COLUMNS = (("GB", "gigabytes"), ("rows", "rows"), ("first batch s", "first_batch_s"), ("samples/s", "samples_per_s"), ("RSS MiB", "rss_mib"))
+COLUMNS = (("GB", "gigabytes"), ("rows", "rows"), ("first batch s", "first_batch_s"), ("samples/s", "samples_per_s"),
+           ("RSS MiB", "rss_mib"))
 
 
 def rss_mib() -> float:
