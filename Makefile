@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-QUESTION ?= What is the capital of France?
+QUESTION ?= What color is the sky?
 
 .PHONY: demo test test-slow clean
 
