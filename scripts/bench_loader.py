@@ -20,6 +20,7 @@ import torch
 from model.checkpoint import save_json
 from model.config import OmniConfig
 from scripts.bench_train import alone
+from scripts.bench_table import table_line
 from scripts.synthetic_rows import write_rows
 from trainer.options import load_tokenizer
 from trainer.train_sft_omni import parse_args
@@ -71,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     write_rows(source, "t2a", 100, config)
     write_rows(source, "t2a", max(1, round(100 * args.gigabytes[0] * 1e9 / source.stat().st_size)), config)
     rows = []
-    print("| " + " | ".join(title for title, _ in COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|")
+    print(table_line(COLUMNS))
     for size in args.gigabytes:
         folder = output / f"loader_{size:g}"
         folder.mkdir(exist_ok=True)

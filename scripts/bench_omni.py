@@ -32,6 +32,7 @@ from model.checkpoint import save_json
 from model.config import FRAME_SAMPLES, NUM_CODEBOOKS, PRESETS, SAMPLE_RATE, OmniConfig
 from model.mimi import Mimi
 from model.model_omni import MiniMindOmni
+from scripts.bench_table import table_line
 
 FRAME_MS = 1000 * FRAME_SAMPLES / SAMPLE_RATE
 # sizes of the shipped nano codec; the released one has transformers' defaults
@@ -225,19 +226,11 @@ def bench(preset: str, dtype: str, machine: dict, args) -> list[dict]:
     while sessions <= args.sessions:
         engine = new_engine(preset, dtype, sessions, args)
         rows.append({"preset": preset, "dtype": engine.precision.name, **measure(engine, machine, sessions, args)})
-        print(line_of(rows[-1]), flush=True)
+        print(table_line(COLUMNS, rows[-1]), flush=True)
         if rows[-1]["frame_ms_p95"] > FRAME_MS:
             break
         sessions *= 2
     return rows
-
-
-def line_of(row: dict | None = None) -> str:
-    """A row of the table as Markdown; its head for None."""
-    if row is None:
-        return "| " + " | ".join(title for title, _ in COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|"
-    cells = [row[name] for _, name in COLUMNS]
-    return "| " + " | ".join(str(c) if not isinstance(c, float) else f"{c:.3g}" if c < 100 else f"{c:.0f}" for c in cells) + " |"
 
 
 def plot(rows: list[dict], path: Path) -> None:
@@ -295,7 +288,7 @@ def main(argv: list[str] | None = None) -> int:
     else:
         machine = result["machine"] = measure_machine(device)
         rates = ", ".join(f"{dtype.removeprefix('torch.')} {rate / 1e9:.0f} GFLOP/s" for dtype, rate in machine["flops"].items())
-        print(f"{name}: {machine['bytes_per_s'] / 1e9:.1f} GB/s, products {rates}\n\n{line_of()}", flush=True)
+        print(f"{name}: {machine['bytes_per_s'] / 1e9:.1f} GB/s, products {rates}\n\n{table_line(COLUMNS)}", flush=True)
         for preset in args.preset:
             for dtype in args.dtype:
                 result["rows"] += bench(preset, dtype, machine, args)

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from model.checkpoint import save_json
 from model.config import PRESETS, OmniConfig
+from scripts.bench_table import table_line
 from scripts.synthetic_rows import TASKS, speech_hours, write_rows
 from trainer.options import DTYPES, OPTIMISATIONS
 from trainer.throughput import Meter, ModelFlops, peak_flops
@@ -143,14 +144,6 @@ def recipe_hours(speed: dict[str, float]) -> dict[str, float]:
             for name, parts in RECIPES.items() if set(parts) <= set(speed)}
 
 
-def line_of(row: dict | None = None) -> str:
-    """A row of the table as Markdown; its head for None."""
-    if row is None:
-        return "| " + " | ".join(title for title, _ in COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|"
-    cells = [row[name] for _, name in COLUMNS]
-    return "| " + " | ".join(str(c) if not isinstance(c, float) else f"{c:.3g}" if c < 100 else f"{c:.0f}" for c in cells) + " |"
-
-
 def plot(rows: list[dict], path: Path) -> None:
     """Samples per second, one bar a row."""
     from matplotlib.figure import Figure
@@ -196,7 +189,7 @@ def main(argv: list[str] | None = None) -> int:
             rows, speed[task] = bench(preset, task, args)
             result["rows"] += rows
         result["recipes"][preset] = {"speech_hours_per_hour": speed, "hours": recipe_hours(speed)}
-    print(f"{name}\n\n{line_of()}\n" + "\n".join(map(line_of, result["rows"])) + "\n")
+    print(f"{name}\n\n{table_line(COLUMNS)}\n" + "\n".join(table_line(COLUMNS, row) for row in result["rows"]) + "\n")
     for preset, estimate in result["recipes"].items():
         for recipe, hours in estimate["hours"].items():
             print(f"{preset}, {recipe} recipe ({', '.join(RECIPES[recipe])}): about {hours:.1f} h at this speed")
