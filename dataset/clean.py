@@ -95,10 +95,15 @@ def make_clip(wav: np.ndarray, rate: int) -> Clip:
 
 def trim_silence(wav: np.ndarray, threshold: float, margin: int) -> np.ndarray:
     """(S,) without the ends in which no |sample| exceeds `threshold`, less `margin` samples that are kept. ValueError for silence."""
+    return wav[sound_span(wav, threshold, margin)]
+
+
+def sound_span(wav: np.ndarray, threshold: float, margin: int) -> slice:
+    """What trim_silence keeps."""
     loud = np.flatnonzero(np.abs(wav) > threshold)
     if not len(loud):
         raise ValueError("there is nothing but silence")
-    return wav[max(loud[0] - margin, 0):loud[-1] + 1 + margin]
+    return slice(max(loud[0] - margin, 0), loud[-1] + 1 + margin)
 
 
 def level(wav: np.ndarray) -> np.ndarray:

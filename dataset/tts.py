@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import soundfile as sf
 
-from dataset.clean import level, trim_silence
+from dataset.clean import level, sound_span
 from model.audio import read_audio
 
 FLITE_RATE = 16_000  # what flite produces for these voices
@@ -34,6 +34,11 @@ def synthesise(text, voice, rate=1.0, pitch=1.0, f0=1.0):
 
     Raises FileNotFoundError without flite, ValueError for an unknown voice, an empty text or a rate or pitch outside 0.5-2.
     """
+    return synthesise_timed(text, voice, rate, pitch, f0)[0]
+
+
+def synthesise_timed(text, voice, rate=1.0, pitch=1.0, f0=1.0):
+    """As `synthesise`, and when its phones end: (wav (S,) int16, [(name, seconds)]); flite calls a pause "pau"."""
     if voice not in FLITE_VOICES:
         raise ValueError(f"unknown voice {voice!r}; choose from {FLITE_VOICES}")
     if not text.strip():
@@ -42,17 +47,21 @@ def synthesise(text, voice, rate=1.0, pitch=1.0, f0=1.0):
         raise ValueError(f"rate {rate} and pitch {pitch} must lie in 0.5-2")
     program = find_program("flite")
     # flite stretches by pitch / rate, playing it `pitch` times as fast then leaves the wanted duration
-    command = [program, "-voice", voice, "--setf", f"duration_stretch={pitch / rate:.4f}", "-t", text, "-o", "/dev/stdout"]
+    command = [program, "-voice", voice, "-psdur", "--setf", f"duration_stretch={pitch / rate:.4f}", "-t", text, "-o", "/dev/stdout"]
     if f0 != 1.0:
         command += ["--setf", f"f0_shift={f0:.4f}"]
-    wav_bytes = subprocess.run(command, check=True, capture_output=True).stdout
-    wav, sample_rate = sf.read(io.BytesIO(wav_bytes), dtype="float32")
+    printed = subprocess.run(command, check=True, capture_output=True).stdout
+    size = 8 + int.from_bytes(printed[4:8], "little")  # of the RIFF file; the phones are printed after it
+    wav, sample_rate = sf.read(io.BytesIO(printed[:size]), dtype="float32")
     assert sample_rate == FLITE_RATE, sample_rate
     if pitch != 1.0:
         import soxr
 
         wav = soxr.resample(wav, FLITE_RATE * pitch, FLITE_RATE).astype(np.float32)
-    return np.round(level(trim_silence(wav, QUIET, MARGIN_SAMPLES)) * 32768).astype(np.int16)
+    kept = sound_span(wav, QUIET, MARGIN_SAMPLES)
+    phones = [phone.split(":") for phone in printed[size:].decode().split()]
+    phones = [(name, float(end) / pitch - kept.start / FLITE_RATE) for name, end in phones]
+    return np.round(level(wav[kept]) * 32768).astype(np.int16), phones
 
 
 def find_program(name: str) -> str:

@@ -31,7 +31,8 @@ from model.encoders import CAMPPlus
 from model.mimi import Mimi
 from nano.corpus import SEED, read_jsonl
 from nano.mimi_targets import Analyser
-from nano.speech import RATE, TRAIN_VOICES, Utterance, read_shard, render, synthesise
+from nano.speech import RATE, TRAIN_VOICES, Utterance, read_shard, read_timed_shard, render, synthesise
+from nano.word_grid import hop_ends, unit_ends
 
 MAIN_VOICE = "rms"  # speaks every answer; of the three the recogniser understands it best
 REFERENCE_FRAMES = (25, 50)  # 2-4 s
@@ -100,30 +101,45 @@ def to_codec(pcm):
     return soxr.resample(pcm.astype(np.float32) / 32768, RATE, SAMPLE_RATE)
 
 
-def encode_all(indexes, codec_path, device, out, batch=64):
-    """Codes of every utterance in the speech shards: {Utterance: (8, T) int16}, through one .npz file per shard under `out`."""
-    folder = Path(out) / f"codes_{codec_key(codec_path)}"
+def encode_all(indexes, codec_path, device, out, batch=64, word_grid=False):
+    """Codes of every utterance in the speech shards: {Utterance: (8, T) int16}, through one .npz file per shard under `out`.
+
+    With `word_grid` every word begins with a frame (see nano.word_grid); that needs the Analyser. ValueError for a MimiModel folder.
+    """
+    if word_grid and Path(codec_path).is_dir():
+        raise ValueError(f"--codec {codec_path}: a Mimi encoder hears speech as it is; give its targets.pt, or --word_grid 0")
+    folder = Path(out) / f"codes_{codec_key(codec_path)}{'_grid' if word_grid else ''}"
     folder.mkdir(parents=True, exist_ok=True)
     codec, codes = None, {}
     for index in tqdm(indexes, desc="codes", unit="shard"):
         path = folder / f"{index.stem}.npz"
         if not path.exists():
             codec = codec or load_codec(codec_path, device)
-            _encode_shard(index, codec, path, batch)
+            _encode_shard(index, codec, path, batch, word_grid)
         with np.load(path) as shard:
             pieces = np.split(shard["codes"], np.cumsum(shard["frames"])[:-1], axis=1)
         items = json.loads(index.read_text(encoding="utf-8"))
         assert len(items) == len(pieces), (index, len(items), len(pieces))
         for item, piece in zip(items, pieces):
-            del item["samples"]
+            del item["samples"], item["phones"]
             codes[Utterance(**item)] = piece
     return codes
 
 
-def _encode_shard(index, codec, path, batch):
-    codes = encode_clips(codec, [to_codec(pcm) for _, pcm in read_shard(index)], batch)
+def _encode_shard(index, codec, path, batch, word_grid):
+    if word_grid:
+        codes = [encode_on_grid(codec, *timed) for timed in read_timed_shard(index)]
+    else:
+        codes = encode_clips(codec, [to_codec(pcm) for _, pcm in read_shard(index)], batch)
     frames = np.array([piece.shape[1] for piece in codes])
     replace_atomic(path, lambda file: np.savez(file, codes=np.concatenate(codes, axis=1), frames=frames))
+
+
+def encode_on_grid(codec, utterance, pcm, phones):
+    """Codes (8, T) int16 of a clip whose words each begin with a frame."""
+    wav = to_codec(pcm)
+    ends = hop_ends(unit_ends(utterance.text, phones), len(wav))
+    return codec.encode_at(torch.from_numpy(wav), torch.from_numpy(ends)).cpu().numpy().astype(np.int16)
 
 
 def load_codec(path, device):
@@ -140,8 +156,11 @@ def codec_key(path):
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
 
 
-def reference_pool(codes, speaker, seed):
-    """{(voice, pitch): [(Utterance, (8, T) codes, speaker vector)]}: up to REFERENCE_POOL utterances of 2-4 s per speaker."""
+def reference_pool(codes, speaker, seed, codec=None):
+    """{(voice, pitch): [(Utterance, (8, T) codes, speaker vector)]}: up to REFERENCE_POOL utterances of 2-4 s per speaker.
+
+    With a codec their codes are those of the plain speech, as a voice prompt's are later, whatever grid `codes` are on.
+    """
     (low, high), fitting = REFERENCE_FRAMES, {}
     for utterance, c in codes.items():
         if low <= c.shape[1] <= high:
@@ -155,8 +174,14 @@ def reference_pool(codes, speaker, seed):
         count = REFERENCE_POOL // (1 if speaker_key[1] == 1.0 else 4)
         chosen = random.Random(f"{seed} {speaker_key}").sample(utterances, min(count, len(utterances)))
         chosen = tqdm(chosen, desc=f"voice prompts of {speaker_key[0]} {speaker_key[1]:g}", mininterval=5)
-        pool[speaker_key] = [(u, codes[u], speaker_vector(speaker, u)) for u in chosen]
+        pool[speaker_key] = [(u, plain_codes(codec, u) if codec else codes[u], speaker_vector(speaker, u)) for u in chosen]
     return pool
+
+
+def plain_codes(codec, utterance):
+    """Codes (8, T) int16 of an utterance as flite says it."""
+    pcm = synthesise(utterance.text, utterance.voice, utterance.rate, utterance.pitch)
+    return encode_clips(codec, [to_codec(pcm)])[0]
 
 
 def speaker_vector(speaker, utterance):
@@ -193,13 +218,13 @@ def write_parquet(items, codes, pool, path, seed):
     return len(rows), sum(codes[utterance].shape[1] for _, utterance in rows)
 
 
-def write_voices(speakers, codec_path, device, speaker, path):
+def write_voices(speakers, codec, speaker, path):
     """A voices file of {name: (voice, pitch)}: a clear sentence each; zero vectors without a speaker function."""
-    codec, voices = load_codec(codec_path, device), {}
+    voices = {}
     for name, (voice, pitch) in speakers.items():
-        codes = codec.encode(torch.from_numpy(to_codec(synthesise(REFERENCE_TEXT, voice, pitch=pitch)))[None])[0].cpu()
-        vector = speaker_vector(speaker, Utterance(REFERENCE_TEXT, voice, pitch=pitch)) if speaker else np.zeros(SPEAKER_SIZE, np.float32)
-        voices[name] = {"ref_codes": codes.long(), "spk_emb": torch.from_numpy(vector)}
+        said = Utterance(REFERENCE_TEXT, voice, pitch=pitch)
+        vector = speaker_vector(speaker, said) if speaker else np.zeros(SPEAKER_SIZE, np.float32)
+        voices[name] = {"ref_codes": torch.from_numpy(plain_codes(codec, said)).long(), "spk_emb": torch.from_numpy(vector)}
     save_atomic(voices, path)
     print(f"voices {', '.join(voices)} -> {path}")
 
@@ -212,6 +237,7 @@ def main():
     parser.add_argument("--out", default="out/nano/data")
     parser.add_argument("--voices", default="out/nano/pack/voices.pt")
     parser.add_argument("--others", type=float, default=0.25, help="share of the answers that each voice but the main one speaks, too")
+    parser.add_argument("--word_grid", type=int, choices=(0, 1), default=1, help="1: every word begins with a frame (nano/word_grid.py)")
     parser.add_argument("--strangers", type=float, default=0.0, help="share of the answers that one of the made-up speakers says, too")
     parser.add_argument("--rates", type=float, nargs="+", default=[1.0], help="speaking rates to draw from")
     parser.add_argument("--speaker_encoder", default="mel", help="a CAM++ folder, 'mel' (spectral statistics) or 'none'")
@@ -230,15 +256,16 @@ def main():
     if args.speech_only:
         return
     speaker = speaker_function(args.speaker_encoder, args.device)
-    codes = {name: encode_all(shards, args.codec, args.device, args.out) for name, shards in indexes.items()}
-    pool = reference_pool(codes["train"], speaker, args.seed)
+    grid, codec = bool(args.word_grid), load_codec(args.codec, args.device)
+    codes = {name: encode_all(shards, args.codec, args.device, args.out, word_grid=grid) for name, shards in indexes.items()}
+    pool = reference_pool(codes["train"], speaker, args.seed, codec)
     for name, items in parts.items():
         path = Path(args.out) / f"t2a_{name}.parquet"
         rows, frames = write_parquet(items, codes[name], pool, path, args.seed)
         print(f"{path}: {rows} rows, {frames * FRAME_SAMPLES / SAMPLE_RATE / 3600:.2f} h of speech")
     built_in = {voice: (voice, 1.0) for voice in sorted(TRAIN_VOICES, key=lambda name: name != MAIN_VOICE)}  # the chat takes the first
-    write_voices(built_in, args.codec, args.device, speaker, args.voices)
-    write_voices(UNSEEN, args.codec, args.device, speaker, Path(args.voices).with_name("voices_unseen.pt"))
+    write_voices(built_in, codec, speaker, args.voices)
+    write_voices(UNSEEN, codec, speaker, Path(args.voices).with_name("voices_unseen.pt"))
 
 
 if __name__ == "__main__":

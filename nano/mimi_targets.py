@@ -33,6 +33,13 @@ def log_mel(wav, filters, hop=HOP):
     return (magnitude @ filters).clamp(min=LOG_FLOOR).log()
 
 
+def log_mel_at(wav, filters, ends):
+    """Log-mel of one clip where one likes: wav (S,) float, ends (N,) the sample before which each window ends, 0 to S -> (N, 40)."""
+    windows = F.pad(wav, (WINDOW, 0)).unfold(-1, WINDOW, 1)[ends]
+    magnitude = torch.fft.rfft(windows * torch.hann_window(WINDOW, device=wav.device)).abs()
+    return (magnitude @ filters).clamp(min=LOG_FLOOR).log()
+
+
 def log_mel_patches(wav, filters):
     """wav (B, S) float, S a multiple of 1920 -> (B, S // 1920, 8 * 40) log-mel patches, causally aligned."""
     assert wav.shape[-1] % FRAME_SAMPLES == 0, wav.shape
@@ -60,7 +67,11 @@ class LatentSpace:
 
     def encode(self, wav):
         """wav (B, S) -> target latents (B, D, F)."""
-        return ((log_mel_patches(wav, self.filters) - self.mean) @ self.basis).transpose(1, 2)
+        return self.project(log_mel_patches(wav, self.filters))
+
+    def project(self, patches):
+        """Log-mel patches (B, F, P) -> latents (B, D, F)."""
+        return ((patches - self.mean) @ self.basis).transpose(1, 2)
 
     def fine(self, wav, hop):
         """wav (B, S) -> its log-mel at another hop, each band centred, of unit variance on average: (B, S // hop, 40)."""
@@ -131,3 +142,9 @@ class Analyser:
         """wav (B, S) float at 24 kHz -> codes (B, 8, ceil(S / 1920)) int64; a short last frame is filled with silence."""
         wav = F.pad(wav, (0, -wav.shape[-1] % FRAME_SAMPLES)).to(self.books.device)
         return quantise(self.space.encode(wav), self.books)[1]
+
+    @torch.no_grad()
+    def encode_at(self, wav, ends):
+        """Codes of one clip as if it were stretched: wav (S,) float at 24 kHz, ends (F * 8,) of word_grid.hop_ends -> (8, F)."""
+        mel = log_mel_at(wav.to(self.books.device), self.space.filters, ends)
+        return quantise(self.space.project(mel.reshape(1, -1, FRAME_SAMPLES // HOP * MELS)), self.books)[1][0]

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from dataset.tts import FLITE_RATE as RATE, FLITE_VOICES as VOICES, synthesise
+from dataset.tts import FLITE_RATE as RATE, FLITE_VOICES as VOICES, synthesise, synthesise_timed
 from model.checkpoint import replace_atomic
 
 TRAIN_VOICES = ("slt", "rms", "awb")  # kal16 is kept as a voice that no training has heard
@@ -36,8 +36,9 @@ class Utterance:
 def render(utterances, out, workers=2, shard_size=256):
     """Synthesise a list of Utterance into `out`; returns the shard index files, in order.
 
-    A shard is `<key>.npy` (all samples after one another, int16) and `<key>.json` (utterances and their lengths); the key names the
-    content, so unchanged shards are not made again. The index is renamed into place last: a shard without one does not exist.
+    A shard is `<key>.npy` (all samples after one another, int16) and `<key>.json` (utterances, their lengths and when their phones end); the
+    key names the content, so unchanged shards are not made again. The index is renamed into place last: a shard without one does not
+    exist.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -56,20 +57,26 @@ def _key(shard):
 
 
 def _render_shard(shard, index):
-    wavs = [synthesise(**asdict(utterance)) for utterance in shard]
+    wavs, phones = zip(*[synthesise_timed(**asdict(utterance)) for utterance in shard])
     replace_atomic(index.with_suffix(".npy"), partial(np.save, arr=np.concatenate(wavs)))
-    items = [dict(asdict(u), samples=len(wav)) for u, wav in zip(shard, wavs)]
+    items = [dict(asdict(u), samples=len(wav), phones=said) for u, wav, said in zip(shard, wavs, phones)]
     replace_atomic(index, lambda file: file.write(json.dumps(items).encode()))
 
 
 def read_shard(index):
     """Yield (Utterance, (S,) int16) of one shard; `index` is its .json file."""
+    for utterance, pcm, _ in read_timed_shard(index):
+        yield utterance, pcm
+
+
+def read_timed_shard(index):
+    """Yield (Utterance, (S,) int16, [[phone, end in seconds]]) of one shard."""
     index = Path(index)
     samples = np.load(index.with_suffix(".npy"), mmap_mode="r")
     start = 0
     for item in json.loads(index.read_text(encoding="utf-8")):
-        count = item.pop("samples")
-        yield Utterance(**item), np.array(samples[start:start + count])
+        count, phones = item.pop("samples"), item.pop("phones")
+        yield Utterance(**item), np.array(samples[start:start + count]), phones
         start += count
     assert start == len(samples), (index, start, len(samples))
 

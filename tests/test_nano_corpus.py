@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from transformers import AutoTokenizer
 
 from nano import build_data, corpus, tokenizer as nano_tokenizer
-from nano.speech import RATE, TRAIN_VOICES, Utterance, read_shard, render, synthesise
+from nano.mimi_targets import Analyser, LatentSpace
+from nano.speech import RATE, TRAIN_VOICES, Utterance, read_shard, render, synthesise, synthesise_timed
+from nano.word_grid import hop_ends, unit_ends
 
 PACK = Path(__file__).resolve().parents[1] / "model" / "nano"
 needs_flite = pytest.mark.skipif(shutil.which("flite") is None, reason="flite is not installed")
@@ -222,3 +225,35 @@ def test_mel_speaker_is_a_finite_vector():
 def test_missing_codec_names_the_remedy(tmp_path):
     with pytest.raises(FileNotFoundError, match="nano.train_mimi"):
         build_data.codec_key(tmp_path / "absent")
+
+
+# ---- words on the grid of frames
+
+def test_every_word_begins_with_a_frame():
+    units = [(0.13, True), (0.30, False), (0.33, False), (0.60, False), (0.79, True), (1.0, False), (1.2, True)]
+    ends = hop_ends(units, 28_000)
+    frames = [1, 2, 1, 3, 2, 3, 2]  # pauses are cut (the first to one frame), words get the nearest number, at least one
+    assert len(ends) == 8 * sum(frames)
+    for unit, last in zip(units, np.cumsum(frames) * 8 - 1):
+        assert ends[last] == min(round(unit[0] * 24_000), 28_000)
+    assert (np.diff(ends) >= 0).all() and ends[-1] == 28_000
+
+
+def test_codes_on_the_plain_grid_are_the_plain_codes():
+    generator = torch.Generator().manual_seed(0)
+    wav = torch.randn(1, 3 * 1920, generator=generator) * 0.1
+    space, _ = LatentSpace.fit(torch.randn(400, 320, generator=generator), 96)
+    codec = Analyser(space, torch.randn(8, 16, 96, generator=generator))
+    assert torch.equal(codec.encode_at(wav[0], torch.arange(240, 5761, 240)), codec.encode(wav)[0])
+
+
+@needs_flite
+def test_words_are_found_in_the_speech():
+    text = "The dog usually lives in the house, and I read books."
+    wav, phones = synthesise_timed(text, "rms")
+    units = unit_ends(text, phones)
+    assert [is_pause for _, is_pause in units] == [True, *[False] * 7, True, *[False] * 4, True]
+    loud = np.abs(wav[:int(units[0][0] * RATE)]).max(), np.abs(wav[int(units[0][0] * RATE):int(units[1][0] * RATE)]).max()
+    assert loud[0] < 0.1 * loud[1]  # the first pause is one
+    with pytest.raises(ValueError, match="phones"):
+        unit_ends(text + " More.", phones)

@@ -1,0 +1,62 @@
+"""Speech on the grid of the codec's frames: every word begins with a frame, so that a word has the same codes wherever it stands.
+
+- A frame is 80 ms, a word about four. In plain speech a word begins anywhere within a frame, and each of those phases has its own codes:
+  many times as much to learn. Here every word is stretched or squeezed to the nearest whole number of frames.
+- No sound is stretched: `hop_ends` says where the codec's analysis looks (mimi_targets.Analyser.encode_at), and the codes are those
+  of the stretched speech.
+- flite says when its phones end, and, asked for one word, how many phones the word has (`word_phones`).
+"""
+import re
+import subprocess
+from functools import cache
+
+import numpy as np
+
+from dataset.tts import find_program
+from nano.mimi_targets import FRAME_SAMPLES, HOP, SAMPLE_RATE
+
+PAUSE = "pau"
+
+
+@cache
+def word_phones(word):
+    """How many phones flite says a single word with."""
+    said = subprocess.run([find_program("flite"), "-voice", "rms", "-ps", "-t", word, "-o", "none"], check=True, capture_output=True)
+    return sum(phone != PAUSE for phone in said.stdout.decode().split())
+
+
+def unit_ends(text, phones):
+    """Where each word and each pause ends: a list of (seconds, is a pause).
+
+    `phones` are (name, end in seconds) of the whole text. ValueError when the text's words do not have that many phones.
+    """
+    counts = [word_phones(word) for word in re.findall(r"[A-Za-z0-9']+", text)]
+    spoken = sum(name != PAUSE for name, _ in phones)
+    if sum(counts) != spoken:
+        raise ValueError(f"{text!r} is said with {spoken} phones, its words alone with {sum(counts)}")
+    last_of_word, count, ends = set(np.cumsum(counts).tolist()), 0, []
+    for name, end in phones:
+        count += name != PAUSE
+        if name == PAUSE or count in last_of_word:
+            ends.append((end, name == PAUSE))
+    return ends
+
+
+def hop_ends(units, samples):
+    """The sample at which the window of every 10 ms of speech on the grid ends: (frames * 8,) int64, at 24 kHz.
+
+    `units` as unit_ends gives them, `samples` the length of the speech at 24 kHz. A word gets the nearest number of frames, at least
+    one; a pause is cut to whole frames, the one before the first word to a single frame.
+    """
+    ends = np.array([end for end, _ in units]) * SAMPLE_RATE
+    ends[-1] = samples
+    ends = ends.clip(0, samples)
+    frames = np.diff(ends, prepend=0) / FRAME_SAMPLES
+    pause = np.array([is_pause for _, is_pause in units])
+    frames = np.where(pause, np.floor(frames), np.round(frames)).clip(min=1)
+    if pause[0]:
+        frames[0] = 1
+    grid = np.cumsum(frames) * FRAME_SAMPLES
+    hops = np.arange(HOP, grid[-1] + 1, HOP)
+    return np.interp(hops, [0, *grid], [0, *ends]).round().astype(np.int64)
+
