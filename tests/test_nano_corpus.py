@@ -255,5 +255,4 @@ def test_words_are_found_in_the_speech():
     assert [is_pause for _, is_pause in units] == [True, *[False] * 7, True, *[False] * 4, True]
     loud = np.abs(wav[:int(units[0][0] * RATE)]).max(), np.abs(wav[int(units[0][0] * RATE):int(units[1][0] * RATE)]).max()
     assert loud[0] < 0.1 * loud[1]  # the first pause is one
-    with pytest.raises(ValueError, match="phones"):
-        unit_ends(text + " More.", phones)
+    assert unit_ends(text + " More.", phones) == [unit for unit in units if unit[1]]  # what does not add up keeps its pauses
