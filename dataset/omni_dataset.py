@@ -72,6 +72,7 @@ class OmniSample:
     audio_len: int  # feature vectors of wav = audio pads written, 0 without one
     images: list  # PIL images, RGB, in the order of their runs of pads
     config: OmniConfig
+    letters: torch.Tensor | None = None  # (T,) float32, aligned with the labels: see OmniBatch
 
 
 @dataclass
@@ -92,6 +93,7 @@ class OmniBatch:
     audio_lens: torch.Tensor  # (B,) int64, audio pads per row
     wavs: list[torch.Tensor | None]  # 16 kHz float32 (S,)
     images: list[list]  # PIL images per row
+    letters: torch.Tensor  # (B, T) float32: which letter of the reply the first codebook's label says, spaces not counted; NaN: not known
     num_skipped: int = 0
 
     def __len__(self) -> int:
@@ -117,7 +119,7 @@ def collate(samples: list[OmniSample | BadRow]) -> OmniBatch:
     if not good:
         empty = torch.zeros(0, NUM_STREAMS, 0, dtype=torch.int64)
         return OmniBatch(empty, empty[:, -1], empty[:, :-1], torch.zeros(0, config.spk_emb_size), empty[:, 0, :].sum(-1), [], [],
-                         len(samples))
+                         torch.zeros(0, 0), len(samples))
     return OmniBatch(
         input_ids=pad_inputs([s.input_ids for s in good], config),
         text_labels=pad_rows([s.text_labels for s in good], IGNORE),
@@ -126,6 +128,7 @@ def collate(samples: list[OmniSample | BadRow]) -> OmniBatch:
         audio_lens=torch.tensor([s.audio_len for s in good]),
         wavs=_share_storage([s.wav for s in good]),
         images=[s.images for s in good],
+        letters=pad_rows([torch.full(s.text_labels.shape, torch.nan) if s.letters is None else s.letters for s in good], torch.nan),
         num_skipped=len(samples) - len(good),
     )
 
@@ -215,7 +218,9 @@ class OmniDataset(torch.utils.data.Dataset):
         if v.history_dropout:
             input_ids = self._forget_history(input_ids, audio_labels, rng)
         spk_emb = torch.zeros(config.spk_emb_size) if row.spk_emb is None else torch.tensor(row.spk_emb)
-        return OmniSample(input_ids, text_labels, audio_labels, spk_emb, wav, num_pads, images, config)
+        known = row.answer_letters[num_turns - 1] if num_turns <= len(row.answer_letters) else ()
+        letters = place_letters(known, audio_labels[0], config) if len(known) else None
+        return OmniSample(input_ids, text_labels, audio_labels, spk_emb, wav, num_pads, images, config, letters)
 
     def _cut(self, messages: list[dict], draw: float | None, strip_think: bool) -> tuple[list[dict], tuple[list[int], list[int]]]:
         """End the conversation at a turn whose text leaves room for speech, looking back from a random turn (or the last).
@@ -291,6 +296,20 @@ class OmniDataset(torch.utils.data.Dataset):
         codes = ids[:-1]
         codes[spoken & lost & (codes < self.config.num_codes)] = self.config.audio_pad_token
         return torch.from_numpy(ids)
+
+
+def place_letters(known: np.ndarray, labels: torch.Tensor, config: OmniConfig) -> torch.Tensor:
+    """Letters (R,) of the reply's frames -> (T,), where `labels` (T,) of the first codebook has these frames, NaN elsewhere.
+
+    ValueError when there are fewer letters than frames.
+    """
+    frames = (labels != IGNORE) & (labels != config.audio_stop_token)
+    count = int(frames.sum())
+    if len(known) < count:
+        raise ValueError(f"answer_letters has {len(known)} numbers for {count} frames of speech")
+    letters = torch.full(labels.shape, torch.nan)
+    letters[frames] = torch.from_numpy(known[:count])
+    return letters
 
 
 def put_speech(messages: list[dict], pads: str, mix: tuple[float, ...], draw: float, with_images: bool) -> tuple[list[dict], bool]:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from model.config import NUM_CODEBOOKS
 
-COLUMNS = ("conversations", "question_audios", "answer_audios", "ref_audios", "spk_emb", "image_bytes")
+COLUMNS = ("conversations", "question_audios", "answer_audios", "answer_letters", "ref_audios", "spk_emb", "image_bytes")
 ROLES = ("system", "user", "assistant", "tool")
 BAD_CODE = -1  # marks a null or a number outside the codebook in a narrowed code array
 
@@ -30,6 +30,7 @@ class Row:
     messages: list[dict]  # {"role", "content"}, at least one of them the assistant's
     question_audios: list[bytes | None]  # per user turn; None or missing: not spoken
     answer_codes: list[np.ndarray]  # per assistant turn; T = 0: not spoken
+    answer_letters: list[np.ndarray]  # per assistant turn: which letter each frame says, float32 (T,); may be missing or T = 0: not known
     ref_codes: np.ndarray  # (8, R), R = 0 when there is no voice prompt
     spk_emb: np.ndarray | None  # float32 (spk_emb_size,)
     images: list[bytes]
@@ -146,6 +147,9 @@ class _RowGroup:
             answers, inner = _offsets(columns.get("answer_audios"))
             answer_codes, values = _offsets(inner)
             self.answers = (answers, answer_codes, _narrow_codes(values, num_codes))
+            letters, inner = _offsets(columns.get("answer_letters"))
+            frames, values = _offsets(inner)
+            self.letters = (letters, frames, _floats(values))
             offsets, values = _offsets(columns.get("ref_audios"))
             self.ref = (offsets, _narrow_codes(values, num_codes))
             offsets, values = _offsets(columns.get("spk_emb"))
@@ -154,20 +158,15 @@ class _RowGroup:
             self.problem = str(error)
         self.nbytes = 0 if self.conversations is None else self.conversations.nbytes
         if self.problem is None:
-            arrays = [*self.answers, *self.ref, *self.spk]
+            arrays = [*self.answers, *self.letters, *self.ref, *self.spk]
             self.nbytes += sum(a.nbytes for a in arrays if a is not None) + self.question_audios.nbytes + self.image_bytes.nbytes
 
     def row(self, i: int) -> Row:
         if self.problem is not None:
             raise ValueError(self.problem)
         messages = None if self.conversations is None else self.conversations[i].as_py()
-        turns, bounds, codes = self.answers
-        if turns is None or bounds is None:
-            answer_codes = []
-        else:
-            ends = bounds[turns[i]:turns[i + 1] + 1].tolist()
-            answer_codes = [_frames(codes[a:b], "answer_audios") for a, b in zip(ends[:-1], ends[1:])]
-        return Row(parse_messages(messages), self.question_audios[i], answer_codes,
+        answer_codes = [_frames(codes, "answer_audios") for codes in _turns(*self.answers, i)]
+        return Row(parse_messages(messages), self.question_audios[i], answer_codes, _turns(*self.letters, i),
                    _frames(_slice(*self.ref, i), "ref_audios"), self._speaker(i), [b for b in self.image_bytes[i] if b])
 
     def _speaker(self, i: int) -> np.ndarray | None:
@@ -238,8 +237,16 @@ def _floats(values: pa.Array | None) -> np.ndarray:
     if values is None or pa.types.is_null(values.type):
         return np.full(0 if values is None else len(values), np.nan, np.float32)
     if not (pa.types.is_floating(values.type) or pa.types.is_integer(values.type)):
-        raise TypeError(f"spk_emb must be numbers, got {values.type}")
+        raise TypeError(f"spk_emb and answer_letters must be numbers, got {values.type}")
     return values.to_numpy(zero_copy_only=False).astype(np.float32)
+
+
+def _turns(turns: np.ndarray | None, bounds: np.ndarray | None, values: np.ndarray, i: int) -> list[np.ndarray]:
+    """Row i of a list of lists."""
+    if turns is None or bounds is None:
+        return []
+    ends = bounds[turns[i]:turns[i + 1] + 1].tolist()
+    return [values[a:b] for a, b in zip(ends[:-1], ends[1:])]
 
 
 def _slice(offsets: np.ndarray | None, values: np.ndarray, i: int) -> np.ndarray:

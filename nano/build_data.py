@@ -31,8 +31,8 @@ from model.encoders import CAMPPlus
 from model.mimi import Mimi
 from nano.corpus import SEED, read_jsonl
 from nano.mimi_targets import Analyser
-from nano.speech import RATE, TRAIN_VOICES, Utterance, read_shard, read_timed_shard, render, synthesise
-from nano.word_grid import hop_ends, unit_ends
+from nano.speech import RATE, TRAIN_VOICES, Utterance, read_shard, read_timed_shard, render, shard_utterances, synthesise
+from nano.word_grid import hop_ends, letters_said, unit_ends
 
 MAIN_VOICE = "rms"  # speaks every answer; of the three the recogniser understands it best
 REFERENCE_FRAMES = (25, 50)  # 2-4 s
@@ -108,7 +108,7 @@ def encode_all(indexes, codec_path, device, out, batch=64, word_grid=False):
     """
     if word_grid and Path(codec_path).is_dir():
         raise ValueError(f"--codec {codec_path}: a Mimi encoder hears speech as it is; give its targets.pt, or --word_grid 0")
-    folder = Path(out) / f"codes_{codec_key(codec_path)}{'_grid' if word_grid else ''}"
+    folder = codes_folder(out, codec_path, word_grid)
     folder.mkdir(parents=True, exist_ok=True)
     codec, codes = None, {}
     for index in tqdm(indexes, desc="codes", unit="shard"):
@@ -116,30 +116,48 @@ def encode_all(indexes, codec_path, device, out, batch=64, word_grid=False):
         if not path.exists():
             codec = codec or load_codec(codec_path, device)
             _encode_shard(index, codec, path, batch, word_grid)
-        with np.load(path) as shard:
-            pieces = np.split(shard["codes"], np.cumsum(shard["frames"])[:-1], axis=1)
-        items = json.loads(index.read_text(encoding="utf-8"))
-        assert len(items) == len(pieces), (index, len(items), len(pieces))
-        for item, piece in zip(items, pieces):
-            del item["samples"], item["phones"]
-            codes[Utterance(**item)] = piece
+        codes |= read_codes(index, path)
     return codes
+
+
+def codes_folder(out, codec_path, word_grid):
+    """Where encode_all keeps a codec's shards."""
+    return Path(out) / f"codes_{codec_key(codec_path)}{'_grid' if word_grid else ''}"
+
+
+def read_codes(index, path):
+    """{Utterance: (8, T) int16} of a speech shard from its .npz file."""
+    with np.load(path) as shard:
+        pieces = np.split(shard["codes"], np.cumsum(shard["frames"])[:-1], axis=1)
+    return dict(zip(shard_utterances(index), pieces, strict=True))
+
+
+def read_letters(indexes, folder):
+    """{Utterance: (T,) float32} of word_grid.letters_said, from the shards that encode_all made in `folder`."""
+    letters = {}
+    for index in indexes:
+        with np.load(folder / f"{index.stem}.npz") as shard:
+            pieces = np.split(shard["letters"], np.cumsum(shard["num_letters"])[:-1])
+        letters |= dict(zip(shard_utterances(index), pieces, strict=True))
+    return letters
 
 
 def _encode_shard(index, codec, path, batch, word_grid):
     if word_grid:
-        codes = [encode_on_grid(codec, *timed) for timed in read_timed_shard(index)]
+        codes, letters = zip(*[encode_on_grid(codec, *timed) for timed in read_timed_shard(index)])
     else:
         codes = encode_clips(codec, [to_codec(pcm) for _, pcm in read_shard(index)], batch)
-    frames = np.array([piece.shape[1] for piece in codes])
-    replace_atomic(path, lambda file: np.savez(file, codes=np.concatenate(codes, axis=1), frames=frames))
+        letters = [np.zeros(0, np.float32)] * len(codes)
+    lengths = dict(frames=np.array([piece.shape[1] for piece in codes]), num_letters=np.array([len(piece) for piece in letters]))
+    replace_atomic(path, lambda file: np.savez(file, codes=np.concatenate(codes, axis=1), letters=np.concatenate(letters), **lengths))
 
 
 def encode_on_grid(codec, utterance, pcm, phones):
-    """Codes (8, T) int16 of a clip whose words each begin with a frame."""
+    """A clip whose words each begin with a frame: codes (8, T) int16, and which letter each frame says (word_grid.letters_said)."""
     wav = to_codec(pcm)
-    ends = hop_ends(unit_ends(utterance.text, phones), len(wav))
-    return codec.encode_at(torch.from_numpy(wav), torch.from_numpy(ends)).cpu().numpy().astype(np.int16)
+    units = unit_ends(utterance.text, phones)
+    codes = codec.encode_at(torch.from_numpy(wav), torch.from_numpy(hop_ends(units, len(wav))))
+    return codes.cpu().numpy().astype(np.int16), letters_said(utterance.text, units, len(wav))
 
 
 def load_codec(path, device):
@@ -191,8 +209,11 @@ def speaker_vector(speaker, utterance):
     return speaker(pcm.astype(np.float32) / 32768)
 
 
-def write_parquet(items, codes, pool, path, seed):
-    """Atomically write one row per item and voice, shuffled; returns the number of rows and of speech frames."""
+def write_parquet(items, codes, pool, path, seed, letters=None):
+    """Atomically write one row per item and voice, shuffled; returns the number of rows and of speech frames.
+
+    With `letters` (see read_letters) there is a column `answer_letters`, which tells a guided Talker where to look.
+    """
     by_text = {}
     for utterance in codes:
         by_text.setdefault(utterance.text, []).append(utterance)
@@ -201,6 +222,8 @@ def write_parquet(items, codes, pool, path, seed):
     rng.shuffle(rows)
     schema = pa.schema([("conversations", pa.string()), ("answer_audios", pa.list_(pa.list_(pa.int16()))),
                         ("ref_audios", pa.list_(pa.int16())), ("spk_emb", pa.list_(pa.float32()))])
+    if letters:
+        schema = schema.append(pa.field("answer_letters", pa.list_(pa.list_(pa.float32()))))
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(path).with_name(Path(path).name + f".{os.getpid()}.tmp")
     with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
@@ -213,6 +236,8 @@ def write_parquet(items, codes, pool, path, seed):
                 columns["answer_audios"].append([frame_major(codes[utterance])])
                 columns["ref_audios"].append(frame_major(reference[1]))
                 columns["spk_emb"].append(reference[2])
+                if letters:
+                    columns["answer_letters"].append([letters[utterance]])
             writer.write_table(pa.table(columns, schema=schema), row_group_size=ROW_GROUP)
     os.replace(temporary, path)
     return len(rows), sum(codes[utterance].shape[1] for _, utterance in rows)
@@ -261,7 +286,8 @@ def main():
     pool = reference_pool(codes["train"], speaker, args.seed, codec)
     for name, items in parts.items():
         path = Path(args.out) / f"t2a_{name}.parquet"
-        rows, frames = write_parquet(items, codes[name], pool, path, args.seed)
+        letters = read_letters(indexes[name], codes_folder(args.out, args.codec, grid)) if grid else None
+        rows, frames = write_parquet(items, codes[name], pool, path, args.seed, letters)
         print(f"{path}: {rows} rows, {frames * FRAME_SAMPLES / SAMPLE_RATE / 3600:.2f} h of speech")
     built_in = {voice: (voice, 1.0) for voice in sorted(TRAIN_VOICES, key=lambda name: name != MAIN_VOICE)}  # the chat takes the first
     write_voices(built_in, codec, speaker, args.voices)

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 
@@ -36,9 +36,9 @@ class Utterance:
 def render(utterances, out, workers=2, shard_size=256):
     """Synthesise a list of Utterance into `out`; returns the shard index files, in order.
 
-    A shard is `<key>.npy` (all samples after one another, int16) and `<key>.json` (utterances, their lengths and when their phones end); the
-    key names the content, so unchanged shards are not made again. The index is renamed into place last: a shard without one does not
-    exist.
+    A shard is `<key>.npy` (all samples after one another, int16) and `<key>.json` (utterances, their lengths and when their phones end);
+    the key names the content, so unchanged shards are not made again. The index is renamed into place last: a shard without one does
+    not exist.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -61,6 +61,12 @@ def _render_shard(shard, index):
     replace_atomic(index.with_suffix(".npy"), partial(np.save, arr=np.concatenate(wavs)))
     items = [dict(asdict(u), samples=len(wav), phones=said) for u, wav, said in zip(shard, wavs, phones)]
     replace_atomic(index, lambda file: file.write(json.dumps(items).encode()))
+
+
+def shard_utterances(index):
+    """The Utterances of one shard, in order."""
+    items = json.loads(Path(index).read_text(encoding="utf-8"))
+    return [Utterance(**{field.name: item[field.name] for field in fields(Utterance)}) for item in items]
 
 
 def read_shard(index):

@@ -1,6 +1,8 @@
-"""Train the nano Thinker on the corpus' text alone: our stand-in for the language model (llm_768.pth) that the released recipe starts from.
+"""Train the nano Thinker on text alone: our stand-in for the language model (llm_768.pth) that the released recipe starts from.
 
-- A text step costs a quarter of a speech step, so facts, reading and repeating are learnt here before the Talker learns to speak.
+- A text step costs a quarter of a speech step, so facts, reading, repeating, conversations of several turns (multi_turn.py) and the
+  questions about pictures, these told in words (build_i2t.py), are learnt here before the Talker learns to speak.
+- `--above_bridge` goes on from a model that speaks: only what lies above the bridge is trained, so that the Talker hears what it knows.
 - Same rows as T2A without codes (model/sequence.py), same weights file format: `llm_<hidden>.pth` holds `model.*` and `lm_head.weight`.
 - Resumable: the checkpoint keeps weights, optimizer, step and random state; the end of a run writes the weights file.
 
@@ -9,6 +11,7 @@
 import argparse
 import json
 import math
+import random
 import sys
 from pathlib import Path
 
@@ -20,26 +23,55 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
-from model.checkpoint import save_atomic, save_json
+from model.checkpoint import load_weights, save_atomic, save_json
 from model.config import IGNORE, OmniConfig
 from model.model_omni import MiniMindOmni
 from model.sequence import build_training_row, pad_rows, tokenize_turns
-from nano.corpus import read_jsonl
+from nano import multi_turn
+from nano.build_i2t import plan
+from nano.corpus import SEED, read_jsonl
 
 ROOT = Path(__file__).resolve().parents[1]
-MAX_LENGTH = 128
+MAX_LENGTH = 256
 WARMUP = 100
+PICTURE_QUESTIONS = 20_000
+HELD_OUT = 400  # texts of each kind that the curve is measured on
+SHARES = {"pairs": 0.5, "turns": 0.25, "pictures": 0.25}  # of a batch
 
 
-def text_rows(items, tokenizer, config, strip_think):
-    """(text ids (T,), labels (T,)) of every {"question", "answer"}; the empty think block removed or kept."""
+def conversations(corpus):
+    """What is learnt and what is held out, by kind of text: {"pairs" | "turns" | "pictures": (train, held-out)}, lists of messages."""
+    train, heldout = (read_jsonl(corpus / f"{part}.jsonl") for part in ("train", "heldout"))
+    turns = multi_turn.build(train, heldout, random.Random(SEED))
+    pictures = plan(PICTURE_QUESTIONS, 2, False, SEED), plan(300, 1, True, SEED)
+    return {"pairs": tuple([exchange(item["question"], item["answer"]) for item in part] for part in (train, heldout)),
+            "turns": tuple([talk["messages"] for talk in part] for part in turns),
+            "pictures": tuple([exchange(f"{item['told']} {item['question']}", item["answer"]) for item in part] for part in pictures)}
+
+
+def exchange(question, answer):
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def text_rows(talks, tokenizer, config, strip_think):
+    """(text ids (T,), labels (T,)) of every list of messages; the empty think block removed or kept."""
     rows = []
-    for item in items:
-        messages = [{"role": "user", "content": item["question"]}, {"role": "assistant", "content": item["answer"]}]
+    for messages in talks:
         prompt, reply = tokenize_turns(tokenizer, messages, strip_think)
         ids, labels, _ = build_training_row(prompt, reply, None, None, False, MAX_LENGTH, config)
         rows.append((ids[-1], labels))
     return rows
+
+
+def draw(rows, count, generator):
+    """`count` rows, of every kind its share of SHARES, with and without the think block in turn."""
+    kinds = list(SHARES)
+    drawn = torch.multinomial(torch.tensor([SHARES[kind] for kind in kinds]), count, replacement=True, generator=generator).tolist()
+    found = []
+    for kind in drawn:
+        stripped = rows[kinds[kind]][int(torch.randint(2, (), generator=generator))]
+        found.append(stripped[int(torch.randint(len(stripped), (), generator=generator))])
+    return found
 
 
 def text_loss(model, rows, half):
@@ -63,6 +95,8 @@ def main():
     parser.add_argument("--tokenizer_dir", default=ROOT / "model/nano")
     parser.add_argument("--out", default=ROOT / "out/nano/pack", type=Path, help="folder of the weights file")
     parser.add_argument("--work", default=ROOT / "out/nano/llm", type=Path, help="checkpoint and loss curve")
+    parser.add_argument("--from_weight", type=Path, help="weights to go on from; the file written then holds all that this one does")
+    parser.add_argument("--above_bridge", type=int, choices=(0, 1), default=0, help="1: train only the layers above the bridge")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--learning_rate", type=float, default=2e-3)
@@ -74,19 +108,26 @@ def main():
 
     config = OmniConfig.preset("nano")
     tokenizer = AutoTokenizer.from_pretrained(str(args.tokenizer_dir))
-    train, heldout = (read_jsonl(args.corpus / f"{part}.jsonl") for part in ("train", "heldout"))
-    rows = [text_rows(train, tokenizer, config, strip) for strip in (True, False)]
-    unseen = text_rows(heldout, tokenizer, config, False)
+    talks = conversations(args.corpus)
+    rows = {kind: [text_rows(train, tokenizer, config, strip) for strip in (True, False)] for kind, (train, _) in talks.items()}
+    unseen = {kind: text_rows(heldout[:HELD_OUT], tokenizer, config, False) for kind, (_, heldout) in talks.items()}
     torch.manual_seed(args.seed)
     model = MiniMindOmni(config).to(args.device).train()
+    if args.from_weight:
+        model.load_state_dict(load_weights(args.from_weight, args.device))
     weights = [*model.model.parameters()]  # lm_head is tied to the embedding
+    if args.above_bridge:
+        weights = [*model.model.layers[config.bridge_layer + 1:].parameters(), *model.model.norm.parameters()]
+    model.requires_grad_(False)
+    for weight in weights:
+        weight.requires_grad_(True)
     optimizer = torch.optim.AdamW(weights, lr=args.learning_rate, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
-    random, first, checkpoint = torch.Generator().manual_seed(args.seed), 0, args.work / "checkpoint.pt"
+    draws, first, checkpoint = torch.Generator().manual_seed(args.seed), 0, args.work / "checkpoint.pt"
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=args.device, weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        random.set_state(state["random"].cpu())
+        draws.set_state(state["random"].cpu())
         first = state["step"]
     args.work.mkdir(parents=True, exist_ok=True)
 
@@ -94,22 +135,20 @@ def main():
     for step in bar:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args.steps, args.learning_rate)
-        picked = torch.randint(len(train), (args.batch_size,), generator=random).tolist()
-        blocks = torch.randint(2, (args.batch_size,), generator=random).tolist()
-        loss = text_loss(model, [rows[block][i] for i, block in zip(picked, blocks)], half)
+        loss = text_loss(model, draw(rows, args.batch_size, draws), half)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         if (step + 1) % args.save_interval == 0 or step + 1 == args.steps:
             with torch.no_grad():
-                held = text_loss(model, unseen, half)
-            bar.set_postfix(train=f"{loss.item():.3f}", heldout=f"{held.item():.3f}")
+                held = {kind: text_loss(model, unseen[kind], half).item() for kind in unseen}
+            bar.set_postfix(train=f"{loss.item():.3f}", **{kind: f"{value:.3f}" for kind, value in held.items()})
             with open(args.work / "log.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step + 1, "train": loss.item(), "heldout": held.item()}) + "\n")
-            save_atomic({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "random": random.get_state(),
+                file.write(json.dumps({"step": step + 1, "train": loss.item(), "heldout": held}) + "\n")
+            save_atomic({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "random": draws.get_state(),
                          "step": step + 1}, checkpoint)
-    keep = {k: v.half() for k, v in model.state_dict().items() if k.startswith(("model.", "lm_head."))}
+    keep = {k: v.half() for k, v in model.state_dict().items() if args.from_weight or k.startswith(("model.", "lm_head."))}
     target = args.out / f"llm_{config.hidden_size}.pth"
     save_atomic(keep, target)
     save_json({"config": config.to_dict()}, target.with_suffix(".json"))

@@ -36,6 +36,7 @@ from tqdm import tqdm
 from dataset.augment import add_noise, pink_noise
 from model.checkpoint import load_weights, save_atomic, save_json
 from model.encoders import SenseVoice, _funasr_classes
+from model.hardware import fast_bfloat16
 from nano import listening, multi_turn, scenes
 from nano.corpus import normalise, read_jsonl
 from nano.speech import RATE, TRAIN_VOICES, Utterance, read_shard, render
@@ -272,10 +273,10 @@ def train_step(run, speech, labels, progress):
     stacked, lens = run.hear(speech, rows, clean)
     targets = [labels[row] for row in rows.tolist()]
     sizes = torch.tensor([len(target) for target in targets])
-    with torch.autocast(run.device.split(":")[0], torch.bfloat16, enabled=run.device.startswith("cuda")):
+    with torch.autocast(run.device.split(":")[0], torch.bfloat16, enabled=fast_bfloat16(run.device)):
         scores = run.model(stacked, lens)
     targets = torch.tensor([piece for target in targets for piece in target], device=run.device)
-    loss = F.ctc_loss(scores.transpose(0, 1), targets, lens, sizes.to(run.device), blank=0, reduction="sum", zero_infinity=True)
+    loss = F.ctc_loss(scores.float().transpose(0, 1), targets, lens, sizes.to(run.device), blank=0, reduction="sum", zero_infinity=True)
     loss = loss / int(sizes.sum())
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()

@@ -33,6 +33,7 @@ from tqdm import tqdm
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from model.checkpoint import load_weights, save_atomic, save_json
+from model.hardware import fast_bfloat16
 from nano.scenes import COLORS, GRID, KINDS, PATCH, QUESTION_KINDS, QUESTION_WORDS, SCENE_WORDS, SIZE, draw, draw_scene, questions
 
 FOLDER = "siglip2-base-p32-256-ve"  # the released name: what the loader looks for in a pack
@@ -245,7 +246,7 @@ def train_step(run, batch, progress):
     generator = torch.Generator(run.device).manual_seed(run.options.seed * 1_000_003 + run.step)
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(run.options, progress)
-    with torch.autocast(run.device.split(":")[0], torch.bfloat16, enabled=run.device.startswith("cuda")):
+    with torch.autocast(run.device.split(":")[0], torch.bfloat16, enabled=fast_bfloat16(run.device)):
         tokens = run.model(to_pixels(batch["image"], generator)).last_hidden_state
         patch, words = losses(tokens, run.heads, batch)
     run.optimizer.zero_grad(set_to_none=True)

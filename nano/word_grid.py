@@ -16,6 +16,7 @@ from dataset.tts import find_program
 from nano.mimi_targets import FRAME_SAMPLES, HOP, SAMPLE_RATE
 
 PAUSE = "pau"
+WORD = r"[A-Za-z0-9']+"
 
 
 @cache
@@ -31,7 +32,7 @@ def unit_ends(text, phones):
     `phones` are (name, end in seconds) of the whole text. Where flite reads a word otherwise than alone ("Elizabeth I" is "the first"),
     the phones do not add up, and all between two pauses counts as one word.
     """
-    counts = [word_phones(word) for word in re.findall(r"[A-Za-z0-9']+", text)]
+    counts = [word_phones(word) for word in re.findall(WORD, text)]
     if sum(counts) != sum(name != PAUSE for name, _ in phones):
         counts = []
     last_of_word, count, ends = set(np.cumsum(counts).tolist()), 0, []
@@ -48,6 +49,36 @@ def hop_ends(units, samples):
     `units` as unit_ends gives them, `samples` the length of the speech at 24 kHz. A word gets the nearest number of frames, at least
     one; a pause is cut to whole frames, the one before the first word to a single frame.
     """
+    ends, frames = _whole_frames(units, samples)
+    grid = np.cumsum(frames) * FRAME_SAMPLES
+    hops = np.arange(HOP, grid[-1] + 1, HOP)
+    return np.interp(hops, [0, *grid], [0, *ends]).round().astype(np.int64)
+
+
+
+def letters_said(text, units, samples):
+    """Which letter is being said in the middle of each frame of the speech on the grid: (frames,) float32, spaces not counted.
+
+    Empty where the words were not found (see unit_ends).
+    """
+    words = [match.span() for match in re.finditer(WORD, text)]
+    frames = _whole_frames(units, samples)[1].astype(int)
+    if len(words) != sum(not is_pause for _, is_pause in units):
+        return np.zeros(0, np.float32)
+    before = np.cumsum([0, *(not character.isspace() for character in text)])  # letters before each character
+    said, word = [], 0
+    for count, (_, is_pause) in zip(frames, units):
+        if is_pause:
+            said += [before[words[word][0]] if word < len(words) else before[-1]] * count
+        else:
+            first, last = before[list(words[word])]
+            said += (first + (np.arange(count) + 0.5) / count * (last - first)).tolist()
+            word += 1
+    return np.array(said, np.float32)
+
+
+def _whole_frames(units, samples):
+    """End sample and number of frames of every unit, (units,) each."""
     ends = np.array([end for end, _ in units]) * SAMPLE_RATE
     ends[-1] = samples
     ends = ends.clip(0, samples)
@@ -56,7 +87,4 @@ def hop_ends(units, samples):
     frames = np.where(pause, np.floor(frames), np.round(frames)).clip(min=1)
     if pause[0]:
         frames[0] = 1
-    grid = np.cumsum(frames) * FRAME_SAMPLES
-    hops = np.arange(HOP, grid[-1] + 1, HOP)
-    return np.interp(hops, [0, *grid], [0, *ends]).round().astype(np.int64)
-
+    return ends, frames

@@ -22,6 +22,10 @@ def labels(tokens, frames):
     return text, audio
 
 
+def unknown(text):
+    return torch.full(text.shape, torch.nan)
+
+
 def small_model(layers=3):
     torch.manual_seed(0)
     return MiniMindOmni(OmniConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, talker_hidden_size=32, num_attention_heads=4,
@@ -31,12 +35,22 @@ def small_model(layers=3):
 
 def test_expected_token_moves_through_the_reply_at_the_pace_of_its_letters():
     text, audio = labels([1, 2, 0, 2], frames=16)  # 3, 5, no and 5 letters; 13 frames of sound: one letter a frame
-    wanted, spoken = AttentionGuide(small_model(), LETTERS).expected(text, audio, STOP)
+    wanted, spoken = AttentionGuide(small_model(), LETTERS).expected(text, audio, unknown(text), STOP)
     assert spoken[0].tolist() == [False] + [True] * 16 + [False]
     best = wanted[0, 1:17].argmax(-1).tolist()
     assert best == [0] * 5 + [1] * 5 + [3] * 6, "1.5 frames of silence and 3 letters, 5 letters, 5 letters and silence"
     assert wanted[0, 2, 0] == 0 and wanted[0, 2, 1] == pytest.approx(-0.5 * (3 / guide_module.WIDTH) ** 2), "middle of frame 1: letter 0"
     assert (wanted[0, :, [2, 4]] == guide_module.NOWHERE).all(), "neither a token without letters nor the end is ever wanted"
+
+
+def test_letters_that_are_known_are_looked_at_and_nothing_else():
+    text, audio = labels([1, 2, 0, 2], frames=4)
+    letters = unknown(text)
+    letters[0, 1:4] = torch.tensor([12.5, 0.5, 3.5])  # in the last token, in the first, in the second; the fourth frame is not known
+    wanted, _ = AttentionGuide(small_model(), LETTERS).expected(text, audio, letters, STOP)
+    assert wanted[0, 1:4].argmax(-1).tolist() == [3, 0, 1] and (wanted[0, 1:4].amax(-1) == 0).all()
+    assert wanted[0, 2, 1] == pytest.approx(-0.5 * (2.5 / guide_module.KNOWN_WIDTH) ** 2)
+    assert wanted[0, 4, 3] == 0 and wanted[0, 4, 1] > -2, "the even pace: at the end, and not far from the token before"
 
 
 def test_loss_is_the_attention_that_the_guided_heads_give_the_expected_tokens():
@@ -48,8 +62,8 @@ def test_loss_is_the_attention_that_the_guided_heads_give_the_expected_tokens():
         model.talker.layers[i].self_attn.register_forward_pre_hook(lambda m, args, i=i: inputs.__setitem__(i, args))
     with torch.no_grad():
         model(ids, positions=positions)
-    loss = guide(positions, text, audio, STOP)
-    wanted, spoken = guide.expected(text, audio, STOP)
+    loss = guide(positions, text, audio, unknown(text), STOP)
+    wanted, spoken = guide.expected(text, audio, unknown(text), STOP)
     values = []
     for i, (x, (cos, sin), *_) in inputs.items():
         attention = model.talker.layers[i].self_attn
@@ -74,7 +88,7 @@ def test_a_few_steps_teach_the_heads_where_to_look():
     optimizer, losses = torch.optim.AdamW(model.parameters(), lr=1e-2), []
     for _ in range(40):
         model(ids, positions=positions)
-        losses.append(guide(positions, text, audio, STOP))
+        losses.append(guide(positions, text, audio, unknown(text), STOP))
         optimizer.zero_grad()
         losses[-1].backward()
         optimizer.step()
@@ -85,9 +99,9 @@ def test_a_few_steps_teach_the_heads_where_to_look():
 def test_reply_without_words_or_speech_is_not_guided():
     guide = AttentionGuide(small_model(), LETTERS)
     text, audio = labels([0], frames=5)
-    assert not guide.expected(text, audio, STOP)[1].any()
+    assert not guide.expected(text, audio, unknown(text), STOP)[1].any()
     text, audio = labels([1, 2], frames=5)
-    assert not guide.expected(text, torch.full_like(audio, IGNORE), STOP)[1].any()
+    assert not guide.expected(text, torch.full_like(audio, IGNORE), unknown(text), STOP)[1].any()
 
 
 def test_talker_without_these_layers_is_refused():

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from nano import build_data, corpus, tokenizer as nano_tokenizer
 from nano.mimi_targets import Analyser, LatentSpace
 from nano.speech import RATE, TRAIN_VOICES, Utterance, read_shard, render, synthesise, synthesise_timed
-from nano.word_grid import hop_ends, unit_ends
+from nano.word_grid import hop_ends, letters_said, unit_ends
 
 PACK = Path(__file__).resolve().parents[1] / "model" / "nano"
 needs_flite = pytest.mark.skipif(shutil.which("flite") is None, reason="flite is not installed")
@@ -255,4 +255,9 @@ def test_words_are_found_in_the_speech():
     assert [is_pause for _, is_pause in units] == [True, *[False] * 7, True, *[False] * 4, True]
     loud = np.abs(wav[:int(units[0][0] * RATE)]).max(), np.abs(wav[int(units[0][0] * RATE):int(units[1][0] * RATE)]).max()
     assert loud[0] < 0.1 * loud[1]  # the first pause is one
+    letters = letters_said(text, units, len(wav) * 3 // 2)
+    assert len(letters) == len(hop_ends(units, len(wav) * 3 // 2)) // 8 and (np.diff(letters) >= 0).all()
+    spaced = "".join(text.split())
+    assert letters[0] == 0 and letters[-1] == len(spaced) and {spaced[int(letter)] for letter in letters[:-2]} >= set("house")
+    assert not len(letters_said(text + " More.", units, len(wav)))
     assert unit_ends(text + " More.", phones) == [unit for unit in units if unit[1]]  # what does not add up keeps its pauses

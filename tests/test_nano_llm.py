@@ -7,7 +7,7 @@ import torch
 from model.checkpoint import load_weights
 from model.config import IGNORE
 from model.model_omni import MiniMindOmni, OmniConfig
-from nano import train_llm
+from nano import corpus, train_llm
 
 ITEMS = [{"question": f"What is {word}?", "answer": f"It is {word}."} for word in ("red", "blue", "green", "warm", "cold", "old")]
 
@@ -17,13 +17,16 @@ def run(tmp_path, monkeypatch):
     (tmp_path / "corpus").mkdir()
     for part in ("train", "heldout"):
         (tmp_path / "corpus" / f"{part}.jsonl").write_text("".join(json.dumps(item) + "\n" for item in ITEMS))
-    monkeypatch.setattr(OmniConfig, "preset", lambda name: OmniConfig(vocab_size=1024, hidden_size=32, num_hidden_layers=2,
+    monkeypatch.setattr(OmniConfig, "preset", lambda name: OmniConfig(vocab_size=1024, hidden_size=32, num_hidden_layers=3,
                                                                       num_talker_hidden_layers=1, talker_hidden_size=32))
 
-    def call(steps):
+    talks = [train_llm.exchange(item["question"], item["answer"]) for item in ITEMS]
+    monkeypatch.setattr(train_llm, "conversations", lambda corpus: {kind: (talks, talks) for kind in train_llm.SHARES})
+
+    def call(steps, *more):
         folders = [f"--{name}={tmp_path / name}" for name in ("corpus", "out", "work")]
         monkeypatch.setattr("sys.argv", ["train_llm", *folders, f"--steps={steps}", "--batch_size=6", "--save_interval=5",
-                                         "--device=cpu", "--dtype=float32", "--learning_rate=2e-2"])
+                                         "--device=cpu", "--dtype=float32", "--learning_rate=2e-2", *more])
         train_llm.main()
         log = [json.loads(line) for line in (tmp_path / "work" / "log.jsonl").read_text().splitlines()]
         return log, load_weights(tmp_path / "out" / "llm_32.pth")
@@ -35,13 +38,34 @@ def test_loss_falls_and_a_run_goes_on(run):
     assert [row["step"] for row in log] == [5, 10]
     log, weights = run(40)
     assert [row["step"] for row in log] == [5, 10, 15, 20, 25, 30, 35, 40]
-    assert log[-1]["heldout"] < 0.7 * log[0]["heldout"]
+    assert log[-1]["heldout"]["pairs"] < 0.7 * log[0]["heldout"]["pairs"]
     assert all(name.startswith(("model.", "lm_head.")) for name in weights)
+
+
+def test_above_the_bridge_only_what_the_talker_does_not_hear_changes(run, tmp_path):
+    torch.manual_seed(0)
+    model = MiniMindOmni(OmniConfig.preset("nano"))
+    torch.save(model.state_dict(), tmp_path / "speaks.pth")
+    _, weights = run(5, f"--from_weight={tmp_path / 'speaks.pth'}", "--above_bridge=1")
+    before, first = model.state_dict(), model.config.bridge_layer + 1
+    changed = {name for name in before if not torch.equal(before[name].half(), weights[name])}
+    assert weights.keys() == before.keys()
+    assert changed and all(name.startswith("model.norm") or int(name.split(".")[2]) >= first for name in changed)
+
+
+def test_every_kind_of_text_has_held_out_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_llm, "PICTURE_QUESTIONS", 200)
+    for part, items in zip(("train", "heldout"), corpus.build()):
+        (tmp_path / f"{part}.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    for kind, (train, heldout) in train_llm.conversations(tmp_path).items():
+        replies = [{talk[-1]["content"] for talk in part} for part in (train, heldout)]
+        assert len(train) > 0 < len(heldout), kind
+        assert kind == "pictures" or not replies[0] & replies[1]
 
 
 def test_only_the_reply_is_a_target(tokenizer_nano):
     config = OmniConfig.preset("nano")
-    (ids, labels), = train_llm.text_rows(ITEMS[:1], tokenizer_nano, config, strip_think=True)
+    (ids, labels), = train_llm.text_rows([train_llm.exchange("What is red?", "It is red.")], tokenizer_nano, config, strip_think=True)
     assert tokenizer_nano.decode(labels[labels != IGNORE]) == "It is red.<|im_end|>\n"
     model = MiniMindOmni(config)
     loss = train_llm.text_loss(model, [(ids, labels)], half=False)

@@ -1,8 +1,8 @@
 """Guided attention: teach a few of the Talker's heads early on which word of the reply is being said.
 
 - Left alone, a Talker with little speech to learn from first becomes a model of what is usually said, and reads the text late or never.
-- Speech and text run at nearly the same pace: after a third of the frames, about a third of the letters have been said. The loss asks
-  that the guided heads put their attention near that letter; where exactly, the speech loss decides.
+- The loss asks that the guided heads put their attention on the letter that a frame says, where the data tell (`answer_letters`).
+- Elsewhere near it: speech and text run at nearly the same pace, after a third of the frames about a third of the letters have been said.
 - After Tachibana et al. 2017 (section 4.1), with a log-likelihood in place of the penalty. Training only: the model stays as it is.
 """
 import math
@@ -16,7 +16,8 @@ from model.model_omni import MiniMindOmni
 
 LAYERS = (1, 2)  # of the Talker
 HEADS = 2  # of each
-WIDTH = 3.0  # letters: standard deviation of how far the speech may be from the even pace
+WIDTH = 3.0  # letters: standard deviation of how far the speech may be from the even pace ...
+KNOWN_WIDTH = 0.5  # ... and of how far from a letter that is known
 SILENCE = 1.5  # frames before the first and after the last sound
 NOWHERE = -1e4  # logarithm of no attention
 
@@ -39,10 +40,11 @@ class AttentionGuide:
     def _keep(self, layer: nn.Module, inputs: tuple) -> None:
         self.seen[layer] = inputs[:2]  # by layer: a checkpointed block comes by twice
 
-    def __call__(self, positions: Tensor, text_labels: Tensor, audio_labels: Tensor, stop_token: int) -> Tensor:
-        """positions (B, R) of the labels; text_labels (B, R), audio_labels (B, 8, R), IGNORE where there is none -> loss, a scalar:
-        how unlikely the guided heads are to attend near the letter being said, in nats, averaged over heads and frames."""
-        wanted, spoken = self.expected(text_labels, audio_labels, stop_token)
+    def __call__(self, positions: Tensor, text_labels: Tensor, audio_labels: Tensor, letters: Tensor, stop_token: int) -> Tensor:
+        """positions (B, R) of the labels; text_labels (B, R), audio_labels (B, 8, R), IGNORE where there is none; letters (B, R) being
+        said, NaN where that is not known -> loss, a scalar: how unlikely the guided heads are to attend near the letter being said, in
+        nats, averaged over heads and frames."""
+        wanted, spoken = self.expected(text_labels, audio_labels, letters, stop_token)
         earlier = positions[:, None] + 1 <= positions[..., None]  # token r of the labels stands at positions[r] + 1
         wanted = torch.where(earlier, wanted, NOWHERE)
         spoken = spoken & (wanted.amax(-1) > NOWHERE / 2)  # speech that is ahead of its text has nothing to look at
@@ -57,7 +59,7 @@ class AttentionGuide:
         loss = torch.stack(losses).mean((0, 2))
         return (loss * spoken).sum() / spoken.sum().clamp(min=1)
 
-    def expected(self, text_labels: Tensor, audio_labels: Tensor, stop_token: int) -> tuple[Tensor, Tensor]:
+    def expected(self, text_labels: Tensor, audio_labels: Tensor, said_letters: Tensor, stop_token: int) -> tuple[Tensor, Tensor]:
         """Log-weights (B, R, R) of attending from each label's frame to each label's token, and which labels are guided (B, R)."""
         frames = audio_labels[:, 0]
         spoken = (frames != IGNORE) & (frames != stop_token)
@@ -65,9 +67,12 @@ class AttentionGuide:
         said = ((spoken.cumsum(1) - 0.5 - SILENCE) / sound).clamp(0, 1)  # share of the reply that is said in the middle of the frame
         letters = torch.where(text_labels != IGNORE, self.letters[text_labels.clamp(min=0)], 0.0)
         end = letters.cumsum(1)
-        letter, first, last = (said * end[:, -1:])[..., None], (end - letters)[:, None], end[:, None]
+        known = ~said_letters.isnan()
+        letter = torch.where(known, said_letters.nan_to_num(), said * end[:, -1:])[..., None]
+        width = torch.where(known, KNOWN_WIDTH, WIDTH)[..., None]
+        first, last = (end - letters)[:, None], end[:, None]
         distance = (first - letter).clamp(min=0) + (letter - last).clamp(min=0)
-        wanted = torch.where(letters[:, None] > 0, -0.5 * (distance / WIDTH).square(), NOWHERE)
+        wanted = torch.where(letters[:, None] > 0, -0.5 * (distance / width).square(), NOWHERE)
         return wanted.clamp(min=NOWHERE), spoken & (end[:, -1:] > 0)
 
 

@@ -23,8 +23,7 @@ LLM_STEPS=${LLM_STEPS:-1300}
 STEPS=${STEPS:-4500}
 BATCH=${BATCH:-32}
 RATE=${RATE:-1.2e-3}
-# a CPU without matrix tiles (AMX) multiplies half as fast in bfloat16 as in float32
-DTYPE=${DTYPE:-$([ "$DEVICE" != cpu ] || grep -qs amx_bf16 /proc/cpuinfo && echo bfloat16 || echo float32)}
+DTYPE=${DTYPE:-$($PYTHON -c "from model.hardware import fast_bfloat16; print('bfloat16' if fast_bfloat16('$DEVICE') else 'float32')")}
 COMPILE=${COMPILE:-1}                     # halves the time of a step, on a CPU too
 WORKERS=${WORKERS:-$([ "$DEVICE" = cpu ] && echo 1 || echo 12)}
 EXTRA=${EXTRA:-}                          # more flags for the training

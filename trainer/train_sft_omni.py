@@ -40,6 +40,7 @@ from trainer.trainer_utils import (ROOT, Frontends, Processes, RunLog, StopSigna
                                    seed_everything, set_rng_state)
 
 NEW_PARTS = ("talker.", "audio_proj.", "vision_proj.")  # all that a weight may lack: a MiniMind language model has none of them
+TARGETS = ("text_labels", "audio_labels", "letters")  # what LossModel takes beside the inputs
 LOSSES = ("total", "text", "audio", "aux", "guide", *(f"codebook_{i}" for i in range(NUM_CODEBOOKS)))
 NAMED_BATCHES = 4  # of the batches that were skipped, so many are searched for the rows to blame
 log = logging.getLogger("trainer")
@@ -105,13 +106,14 @@ class LossModel(nn.Module):
         super().__init__()
         self.model, self.fused, self.guide, self.guide_weight = model, fused, guide, guide_weight
 
-    def forward(self, inputs: dict, text_labels: Tensor, audio_labels: Tensor, counts: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """-> (loss with gradient, detached (13,) in the order of LOSSES). counts: see omni_loss."""
+    def forward(self, inputs: dict, text_labels: Tensor, audio_labels: Tensor, letters: Tensor,
+                counts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """-> (loss with gradient, detached (13,) in the order of LOSSES). letters: see AttentionGuide; counts: see omni_loss."""
         config = self.model.config
         losses = omni_loss(self.model(**inputs), text_labels, audio_labels, config, counts, self.fused)
         guide = losses.total.new_zeros(())
         if self.guide is not None:
-            guide = self.guide(inputs["positions"], text_labels, audio_labels, config.audio_stop_token)
+            guide = self.guide(inputs["positions"], text_labels, audio_labels, letters, config.audio_stop_token)
         total = losses.total + self.guide_weight * guide
         parts = torch.stack([total, losses.text, losses.audio, losses.aux, guide]).detach()
         return total, torch.cat([parts, losses.per_codebook])
@@ -231,8 +233,8 @@ class Trainer:
         for i, batch in enumerate(micro_batches):
             last = i == len(micro_batches) - 1
             wait = self.net.no_sync() if self.procs.world > 1 and not last else contextlib.nullcontext()
-            labels = [batch[name].to(self.device, non_blocking=True) for name in ("text_labels", "audio_labels")]
-            inputs, counts = self._inputs(batch), self._counts(labels)
+            labels = [batch[name].to(self.device, non_blocking=True) for name in TARGETS]
+            inputs, counts = self._inputs(batch), self._counts(labels[:2])
             with wait:
                 with self.attention(), self.autocast():
                     loss, parts = self.net(inputs, *labels, counts)
@@ -331,7 +333,7 @@ class Trainer:
         for key in self.data.plan.rank_batch(number, self.procs.rank):
             batch, file, row = self.data.row_alone(key)
             with self.attention(), self.autocast():
-                loss, _ = self.loss_model(self._inputs(batch), batch["text_labels"].to(self.device), batch["audio_labels"].to(self.device))
+                loss, _ = self.loss_model(self._inputs(batch), *(batch[name].to(self.device) for name in TARGETS))
             if not loss.isfinite():
                 blamed.append(f"row {row} of {file}")
         return blamed
@@ -343,7 +345,7 @@ class Trainer:
         self.model.eval()
         sums, rows = torch.zeros(len(LOSSES), device=self.device), 0
         for batch in self.data.held_out_batches():
-            labels = [batch[name].to(self.device) for name in ("text_labels", "audio_labels")]
+            labels = [batch[name].to(self.device) for name in TARGETS]
             with self.attention(), self.autocast():
                 _, parts = self.loss_model({**self._inputs(batch), "speech_only": False}, *labels)
             sums += parts * batch["num_rows"]

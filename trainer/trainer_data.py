@@ -179,7 +179,8 @@ def collate_padded(samples: list, config: OmniConfig, multiple: int = 1, pad_to:
         ids = torch.full((1, NUM_STREAMS, multiple), config.audio_pad_token)
         ids[:, -1] = config.pad_token_id
         batch.update(input_ids=ids, text_labels=torch.full((1, multiple), IGNORE), spk_emb=torch.zeros(1, config.spk_emb_size),
-                     audio_labels=torch.full((1, NUM_CODEBOOKS, multiple), IGNORE), wavs=[None], images=[[]])
+                     audio_labels=torch.full((1, NUM_CODEBOOKS, multiple), IGNORE), wavs=[None], images=[[]],
+                     letters=torch.full((1, multiple), torch.nan))
     length = batch["input_ids"].shape[-1]
     extra = max(length, pad_to) - length
     extra += -(length + extra) % multiple
@@ -188,6 +189,7 @@ def collate_padded(samples: list, config: OmniConfig, multiple: int = 1, pad_to:
         batch["input_ids"][:, -1, -extra:] = config.pad_token_id
         for name in ("text_labels", "audio_labels"):
             batch[name] = F.pad(batch[name], (0, extra), value=IGNORE)
+        batch["letters"] = F.pad(batch["letters"], (0, extra), value=torch.nan)
     labelled = (batch["text_labels"] != IGNORE) | (batch["audio_labels"] != IGNORE).any(1)
     batch.update(num_rows=len(good), num_tokens=sum(good), num_targets=int(labelled.sum()), num_pairs=sum(n * n for n in good))
     return only_targets(batch, multiple) if window else {**batch, "positions": torch.arange(length + extra).expand(len(labelled), -1)}
@@ -197,7 +199,7 @@ def only_targets(batch: dict, multiple: int = 1) -> dict:
     """The batch with labels cut to the window of R positions that holds each row's targets, and `positions` (B, R) saying where it is.
 
     Logits outside it would be computed for nothing. R is the widest row's, rounded up to a multiple; text_labels become (B, R),
-    audio_labels (B, 8, R), and the losses stay what they were.
+    audio_labels (B, 8, R), letters (B, R), and the losses stay what they were.
     """
     text, audio = batch["text_labels"], batch["audio_labels"]
     length = text.shape[1]
@@ -207,5 +209,5 @@ def only_targets(batch: dict, multiple: int = 1) -> dict:
     width = int(torch.where(labelled.any(1), last - first + 1, 1).max())
     width = min(length, -(-width // multiple) * multiple)
     positions = first.clamp(max=length - width)[:, None] + torch.arange(width)
-    return {**batch, "positions": positions, "text_labels": text.gather(1, positions),
+    return {**batch, "positions": positions, "text_labels": text.gather(1, positions), "letters": batch["letters"].gather(1, positions),
             "audio_labels": audio.gather(2, positions[:, None].expand(-1, NUM_CODEBOOKS, -1))}
