@@ -1,5 +1,6 @@
 """The optimised trainer against the plain one, many processes against one, and what is evaluated without being trained on."""
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 from tiny_training import command, make_mixed, make_t2a, make_tokenizer
 
+from model.checkpoint import load_weights
 from trainer import train_sft_omni
 from trainer.options import OPTIMISATIONS
 from trainer.train_sft_omni import LOSSES, Trainer, main, parse_args
@@ -57,6 +59,30 @@ def test_switched_off_means_off(world):
     assert not trainer.optimizer.defaults["fused"]
     batch = next(iter(Trainer(parse_args(command(world)), CPU).data.loader(0, 1)))
     assert batch["positions"].shape[-1] < batch["input_ids"].shape[-1] < trainer.args.max_seq_len
+
+
+@pytest.mark.parametrize("before, after, budget", [
+    ((8, 1), (4, 3), None), ((3, 2), (7, 1), None), ((4, 1), (2, 4), 300), ((9, 1), (1, 5), None)])
+def test_another_batch_or_number_of_processes_takes_up_the_epoch(before, after, budget):
+    """Rows of the epoch come once each, whichever plan they come from, and the batches' numbers stay in step with the epochs."""
+    lengths = np.random.default_rng(0).integers(5, 60, 61)
+
+    def plan(batch, world_size):
+        return BatchPlan(61, batch, world_size, seed=1, lengths=lengths, max_tokens=budget)
+
+    def rows(plan, first, last):
+        return [row for n in range(first, last) for rank in range(plan.world) for _, row in plan.rank_batch(n, rank)]
+    old, new, again = plan(*before), plan(*after), plan(*before)
+    for stop in range(old.first_of(1), old.first_of(2)):  # anywhere in the second epoch
+        new.begun = None
+        first = new.go_on_from(*old.gone_through(stop))
+        seen = rows(old, old.first_of(1), stop)
+        assert sorted(seen + rows(new, first, new.first_of(2))) == list(range(61))
+        assert abs(new.position(first) - old.position(stop)) < 0.3
+        assert sorted(rows(new, new.first_of(2), new.first_of(3))) == list(range(61)), "the next epoch is whole"
+        half = (first + new.first_of(2)) // 2  # and once more in the same epoch
+        seen += rows(new, first, half)
+        assert sorted(seen + rows(again, again.go_on_from(*new.gone_through(half)), again.first_of(2))) == list(range(61))
 
 
 def test_token_budget_fills_batches_by_positions():
@@ -123,9 +149,46 @@ def test_held_out_rows_are_evaluated_and_never_trained_on(world, tmp_path):
     assert main(command(world, save_dir=tmp_path, eval_interval=1, eval_rows=13)) == 2
 
 
-def test_two_processes_follow_the_curve_of_one(world, tmp_path):
+def test_rows_come_once_when_the_batch_changes_in_mid_epoch(world, tmp_path):
+    """Batches of 4, then of 3, stopped and taken up again: no row of the epoch is lost or repeated, and the last part is exact."""
+    trained = []
+
+    def run(folder, stop_after, **changes):
+        trainer = Trainer(parse_args(command(world, save_dir=tmp_path / folder, from_resume=1, epochs=2, num_workers=0, **changes)), CPU)
+        step, plan = trainer.train_step, trainer.data.plan
+
+        def watched(batches):
+            trained.extend(plan.rank_batch(trainer.batches, 0))
+            step(batches)
+            trainer.stop.asked = trainer.batches >= stop_after
+        trainer.train_step = watched
+        return trainer.fit()
+    assert not run("a", 8, batch_size=4)  # the second of the second epoch's batches
+    (tmp_path / "b").mkdir()
+    for file in (tmp_path / "a").glob("*.pth"):
+        shutil.copy(file, tmp_path / "b")
+    before = list(trained)
+    assert run("b", 99, batch_size=3)
+    assert sorted(trained) == [(epoch, row) for epoch in (0, 1) for row in range(24)]
+    trained[:] = before
+    assert not run("a", 13, batch_size=3) and run("a", 99, batch_size=3)
+    assert sorted(trained) == [(epoch, row) for epoch in (0, 1) for row in range(24)]
+    one, two = (load_weights(tmp_path / run / "sft_omni_64_resume.pth") for run in "ab")
+    assert one["step"] == two["step"] == 16 and all(torch.equal(value, two["model"][key]) for key, value in one["model"].items())
+
+
+def test_a_rank_may_be_left_without_a_row(world):
+    """The last rows of an epoch that more processes took up may be too few for all."""
+    trainer = Trainer(parse_args(command(world)), CPU)
+    batch = trainer.data.collate([])
+    trainer.train_step([batch])
+    assert batch["num_rows"] == batch["num_skipped"] == 0 and trainer.window[:3].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("moe", [0, 1])
+def test_two_processes_follow_the_curve_of_one(world, tmp_path, moe):
     """One process starts, two go on from its checkpoint, each with half of the batch: the losses of a single one."""
-    flags = dict(batch_size=6, max_steps=24)
+    flags, name = dict(batch_size=6, max_steps=24, use_moe=moe), "sft_omni_64_moe" if moe else "sft_omni_64"
     assert main(command(world, save_dir=tmp_path / "one", **flags)) == 0
     trainer = Trainer(parse_args(command(world, save_dir=tmp_path / "two", **flags)), CPU)
     step = trainer.train_step
@@ -140,7 +203,7 @@ def test_two_processes_follow_the_curve_of_one(world, tmp_path):
     done = subprocess.run([*torchrun, "trainer/train_sft_omni.py", *argv], cwd=ROOT, capture_output=True, text=True, timeout=110,
                           env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0 and "not bit for bit" not in done.stderr, done.stderr[-3000:]
-    np.testing.assert_allclose(curve(tmp_path / "two"), curve(tmp_path / "one"), rtol=1e-5)
+    np.testing.assert_allclose(curve(tmp_path / "two", name), curve(tmp_path / "one", name), rtol=1e-5)
 
 
 @pytest.mark.slow

@@ -63,6 +63,24 @@ class TrainingData:
             pin_memory=self.cuda, prefetch_factor=4 if self.num_workers else None, worker_init_fn=ignore_sigterm,
             generator=torch.Generator().manual_seed(self.seed))  # its own: the loader must not advance the global random state
 
+    def position(self, number: int) -> dict:
+        """What a resume needs to go on at batch `number` even if its batches are others: the rows that the epoch has had, as bits."""
+        epoch, rows = self.plan.gone_through(number)
+        begun = self.plan.begun[1] if self.plan.begun and self.plan.begun[0] == epoch else rows[:0]
+        return {"epoch": epoch, "rows": len(self.rows.data), "had": self._bits(rows), "had_before": self._bits(begun)}
+
+    def go_on_from(self, position: dict, same_plan: bool) -> int | None:
+        """Take up an epoch where `position` was saved, by this plan or another. Number of the next batch; None if the data is another."""
+        if position["rows"] != len(self.rows.data):
+            return None
+        had = np.flatnonzero(np.unpackbits(position["had_before" if same_plan else "had"].numpy(), count=position["rows"]))
+        return self.plan.go_on_from(position["epoch"], had) if len(had) else self.plan.first_of(position["epoch"])
+
+    def _bits(self, rows: np.ndarray) -> torch.Tensor:
+        mask = np.zeros(len(self.rows.data), bool)
+        mask[rows] = True
+        return torch.from_numpy(np.packbits(mask))
+
     def held_out_batches(self) -> Iterator[dict]:
         """This rank's share of the held-out rows."""
         mine = self.held_out[self.rank::self.plan.world]
@@ -171,9 +189,9 @@ def collate_padded(samples: list, config: OmniConfig, multiple: int = 1, pad_to:
     """OmniBatch as a dict, padded to pad_to positions or more, a multiple of `multiple`; see only_targets for `window`.
 
     With it go num_rows, num_tokens (positions that are not padding), num_targets (positions with labels) and num_pairs (sum of T^2).
-    When every row was broken the batch is one row of pads without labels: its losses are 0, and other ranks are not left waiting.
+    Without a good row the batch is one row of pads without labels: its losses are 0, and other ranks are not left waiting.
     """
-    batch = dict(vars(collate(samples)))
+    batch = dict(vars(collate(samples))) if samples else {"num_skipped": 0}
     good = [sample.input_ids.shape[1] for sample in samples if isinstance(sample, OmniSample)]
     if not good:
         ids = torch.full((1, NUM_STREAMS, multiple), config.audio_pad_token)

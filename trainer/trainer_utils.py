@@ -59,6 +59,14 @@ def init_distributed(device: str) -> Processes:
     return Processes(dist.get_rank(), dist.get_world_size(), torch.device(device))
 
 
+@torch.compiler.disable  # the ranks wait for each other here, which is no part of a graph
+def mean_over_processes(x: Tensor) -> Tensor:
+    """Mean of `x` over all processes; no gradient passes."""
+    total = x.detach().clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
+
+
 def lr_at(step: int, total: int, base: float, warmup: int = 0) -> float:
     """Learning rate of 0-based `step` of `total`: base * (0.1 + 0.45 (1 + cos(pi t / T))), after an optional linear warm-up."""
     rate = base * (0.1 + 0.45 * (1 + math.cos(math.pi * step / total)))
@@ -86,17 +94,35 @@ class BatchPlan:
             raise ValueError("--max_tokens needs the rows' lengths, and these files are too big to scan; use --batch_size alone")
         self.num_rows, self.world, self.seed, self.lengths, self.order, self.max_tokens = num_rows, world, seed, lengths, order, max_tokens
         self.global_batch = batch_size * world
-        full, rest = divmod(num_rows, self.global_batch)
-        # A rest too small to give every rank a row joins the batch before it: no row is lost, no rank is left out.
-        self.batches_per_epoch = max(1, full + (rest >= world))  # under a budget it differs from epoch to epoch: see first_of
+        self.batches_per_epoch = self._count(num_rows)  # under a budget it differs from epoch to epoch: see first_of
         self._firsts = [0]
         self._cached: tuple[int, list[np.ndarray]] | None = None
+        self.begun: tuple[int, np.ndarray] | None = None  # an epoch that another plan began, and the rows it went through
 
     def epoch(self, epoch: int) -> list[np.ndarray]:
         """The epoch's global batches, each an array of row numbers."""
         if self._cached is None or self._cached[0] != epoch:
-            self._cached = (epoch, self._arrange(epoch))
+            order = self.order(epoch) if self.order else np.random.default_rng([self.seed, epoch]).permutation(self.num_rows)
+            batches = self._arrange(epoch, order)
+            if self.begun and self.begun[0] == epoch:  # what is left makes the epoch's last batches; the first ones are empty
+                left = self._arrange(epoch, order[~np.isin(order, self.begun[1])])
+                batches = [order[:0]] * (len(batches) - len(left)) + left
+            self._cached = (epoch, batches)
         return self._cached[1]
+
+    def go_on_from(self, epoch: int, rows: np.ndarray) -> int:
+        """An epoch was begun with other batches and went through `rows`: it now holds the others only. Returns its next batch's number.
+
+        Of very few rows some rank may get none.
+        """
+        self.begun, self._firsts, self._cached = (epoch, rows), [0], None
+        return self.first_of(epoch) + sum(len(batch) == 0 for batch in self.epoch(epoch))
+
+    def gone_through(self, number: int) -> tuple[int, np.ndarray]:
+        """(epoch of batch `number`, rows that the epoch went through before it)."""
+        epoch, index = self.locate(number)
+        before = [self.begun[1]] if self.begun and self.begun[0] == epoch else []
+        return epoch, np.concatenate([np.empty(0, np.int64), *before, *self.epoch(epoch)[:index]])
 
     def first_of(self, epoch: int) -> int:
         """Number of the epoch's first batch."""
@@ -123,12 +149,17 @@ class BatchPlan:
         epoch = int(position)
         return self.first_of(epoch) + round((position - epoch) * (self.first_of(epoch + 1) - self.first_of(epoch)))
 
-    def _arrange(self, epoch: int) -> list[np.ndarray]:
+    def _count(self, num_rows: int) -> int:
+        """Batches of so many rows. A rest too small to give every rank a row joins the batch before it: none is lost or left out."""
+        full, rest = divmod(num_rows, self.global_batch)
+        return max(min(1, num_rows), full + (rest >= self.world))
+
+    def _arrange(self, epoch: int, order: np.ndarray) -> list[np.ndarray]:
+        """Rows in the order they are read -> batches."""
         rng = np.random.default_rng([self.seed, epoch])
-        order = self.order(epoch) if self.order else rng.permutation(self.num_rows)
-        ends = [i * self.global_batch for i in range(self.batches_per_epoch)] + [self.num_rows]
-        batches = []
-        for first in range(0, self.batches_per_epoch, BUCKET_BATCHES):  # sort and shuffle within a window: reading stays local
+        count, batches = self._count(len(order)), []
+        ends = [i * self.global_batch for i in range(count)] + [len(order)]
+        for first in range(0, count, BUCKET_BATCHES):  # sort and shuffle within a window: reading stays local
             cuts = np.array(ends[first:first + BUCKET_BATCHES + 1])
             rows = order[cuts[0]:cuts[-1]]
             if self.lengths is not None:
@@ -158,7 +189,7 @@ class BatchPlan:
     def state(self) -> dict:
         """What a resumed run compares with its own plan."""
         return {"num_rows": self.num_rows, "global_batch": self.global_batch, "batches_per_epoch": self.batches_per_epoch,
-                "seed": self.seed, **({"max_tokens": self.max_tokens * self.world} if self.max_tokens else {})}
+                "seed": self.seed, **({"max_tokens": self.max_tokens, "world": self.world} if self.max_tokens else {})}
 
 
 class PlannedBatches(Sampler):
