@@ -11,15 +11,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from dataset.parquet_rows import ParquetRows
 from model.checkpoint import load_model, load_weights, save_atomic
 from model.config import IGNORE
 from model.model_omni import MiniMindOmni, OmniConfig, omni_loss
 from tiny_folders import make_tiny_sensevoice, make_tiny_siglip
 from tiny_training import command, make_mixed, make_t2a, make_tokenizer
+from trainer.batch_plan import BatchPlan, PlannedBatches, RowLengths
 from trainer.train_sft_omni import LOSSES, Trainer, main, parse_args, set_trainable
-from trainer.trainer_data import collate_padded, only_targets, row_lengths
-from trainer.trainer_utils import (BatchPlan, Frontends, PlannedBatches, Processes, RunLog, lr_at, read_log, rng_state, seed_everything,
-                                   set_rng_state)
+from trainer.trainer_data import collate_padded, only_targets
+from trainer.trainer_utils import Frontends, Processes, RunLog, lr_at, read_log, rng_state, seed_everything, set_rng_state
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = Processes(0, 1, torch.device("cpu"))
@@ -95,14 +96,15 @@ def test_similar_lengths_share_a_batch():
     lengths = np.random.default_rng(0).integers(20, 500, 4096)
 
     def waste(plan):
-        batches = plan.epoch(0)
+        batches = [plan.batch(n) for n in range(plan.batches_per_epoch)]
         return 1 - lengths.sum() / sum(lengths[b].max() * len(b) for b in batches)
     assert waste(BatchPlan(4096, 16, lengths=lengths)) < 0.03 < 0.3 < waste(BatchPlan(4096, 16))
 
 
 def test_row_lengths_follow_text_and_speech(world):
     rows = pq.read_table(world / "t2a.parquet").to_pylist()
-    assert row_lengths([world / "t2a.parquet"] * 2).tolist() == 2 * [
+    lengths = RowLengths(ParquetRows([world / "t2a.parquet"] * 2, 512, 192))
+    assert lengths(np.arange(44)).tolist() == 2 * [
         len(row["conversations"]) // 4 + sum(map(len, row["answer_audios"])) // 8 for row in rows]
 
 

@@ -6,16 +6,18 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from tiny_training import command, make_mixed, make_t2a, make_tokenizer
 
+from dataset.parquet_rows import ParquetRows
 from model.checkpoint import load_weights
-from trainer import train_sft_omni
+from trainer import batch_plan, train_sft_omni
+from trainer.batch_plan import BatchPlan, RowLengths
 from trainer.options import OPTIMISATIONS
 from trainer.train_sft_omni import LOSSES, Trainer, main, parse_args
-from trainer.trainer_data import row_lengths
-from trainer.trainer_utils import BatchPlan, Processes, read_log
+from trainer.trainer_utils import Processes, read_log
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = Processes(0, 1, torch.device("cpu"))
@@ -118,14 +120,16 @@ def test_token_budget_trains_and_resumes(world, tmp_path):
     assert np.array_equal(curve(tmp_path / "parts"), curve(tmp_path / "whole"))
 
 
-def test_lengths_of_very_big_files_are_told_by_the_text(world, monkeypatch):
-    from trainer import trainer_data
-    table = trainer_data.pq.read_table(world / "t2a.parquet")
-    group = trainer_data.pq.read_metadata(world / "t2a.parquet").row_group(0)
-    monkeypatch.setattr(trainer_data, "MAX_SCAN_BYTES", 2 * group.column(0).total_uncompressed_size)  # two groups at most
-    assert row_lengths([world / "t2a.parquet"]).tolist() == [len(text) // 4 for text in table["conversations"].to_pylist()]
-    monkeypatch.setattr(trainer_data, "MAX_SCAN_BYTES", 10)
-    assert row_lengths([world / "t2a.parquet"]) is None
+def test_lengths_are_read_as_they_are_needed(world, monkeypatch):
+    """One window's row groups at a time; of very much speech the text alone."""
+    rows = ParquetRows(world / "t2a.parquet", 512, 192)  # 24 rows, 16 in the first group
+    lengths, read, read_group = RowLengths(rows), [], rows.read_group
+    monkeypatch.setattr(rows, "read_group", lambda group, columns: read.append(int(group)) or read_group(group, columns))
+    assert lengths(np.array([3, 15, 3])).min() > 1 and read == [0]
+    assert lengths(np.array([20, 3])).min() > 1 and read == [0, 1]
+    monkeypatch.setattr(batch_plan, "MAX_CODE_BYTES", 10)
+    texts = pq.read_table(world / "t2a.parquet")["conversations"].to_pylist()
+    assert RowLengths(rows)(np.arange(24)).tolist() == [len(text) // 4 for text in texts]
 
 
 def test_held_out_rows_are_evaluated_and_never_trained_on(world, tmp_path):
@@ -208,15 +212,17 @@ def test_two_processes_follow_the_curve_of_one(world, tmp_path, moe):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_compiled_code_serves_all_lengths_and_inputs(world, tmp_path, monkeypatch):
-    """Rows that are heard, seen and read, of many lengths, with checkpointed blocks: a few graphs, not one a batch."""
+@pytest.mark.parametrize("moe, dtype, checkpointing, most", [
+    (0, "float32", 1, 8), (1, "bfloat16", 0, 8), (1, "bfloat16", 1, 60), (1, "float32", 0, 60)])  # torch compiles grouped products in bfloat16 only
+def test_compiled_code_serves_all_lengths_and_inputs(world, tmp_path, monkeypatch, moe, dtype, checkpointing, most):
+    """Rows that are heard, seen and read, of many lengths: a few graphs, not one a batch."""
     from torch._dynamo.testing import CompileCounter
     counter, compile_module = CompileCounter(), torch.compile
     torch._dynamo.reset()
     monkeypatch.setattr(train_sft_omni.torch, "compile", lambda net, dynamic: compile_module(net, dynamic=dynamic, backend=counter))
     make_mixed(tmp_path / "mixed.parquet", 24)
     trainer = Trainer(parse_args(command(world, data_path=tmp_path / "mixed.parquet", use_compile=1, batch_size=2, max_seq_len=256,
-                                         gradient_checkpointing=1)), CPU)
+                                         use_moe=moe, dtype=dtype, gradient_checkpointing=checkpointing)), CPU)
 
     class Encoder:
         def features(self, wavs):
@@ -231,7 +237,7 @@ def test_compiled_code_serves_all_lengths_and_inputs(world, tmp_path, monkeypatc
         shapes.add(batch["input_ids"].shape)
         graphs.append(counter.frame_count)
     assert trainer.window[-2] == 24 and len(shapes) > 8
-    assert graphs[-1] <= 8 and graphs[-1] == graphs[12], graphs
+    assert graphs[-1] <= most and graphs[-1] == graphs[12], graphs
 
 
 @pytest.mark.parametrize("script, settings, launch", [
