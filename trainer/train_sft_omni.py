@@ -239,9 +239,10 @@ class Trainer:
             labels = [batch[name].to(self.device, non_blocking=True) for name in ("text_labels", "audio_labels")]
             inputs, counts = self._inputs(batch), self._counts(labels)
             with wait:
-                with self.attention(), self.autocast():
-                    loss, parts = self.net(inputs, *labels, counts)
-                self.scaler.scale(loss / len(micro_batches)).backward()
+                with self.attention():  # around the way back, too: checkpointed blocks run once more there
+                    with self.autocast():
+                        loss, parts = self.net(inputs, *labels, counts)
+                    self.scaler.scale(loss / len(micro_batches)).backward()
             sums += parts / len(micro_batches)
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
