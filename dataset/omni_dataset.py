@@ -146,7 +146,7 @@ class OmniDataset(torch.utils.data.Dataset):
     """
 
     def __init__(self, paths, tokenizer, config: OmniConfig, max_length: int, variants: Variants = Variants(), seed: int = 0,
-                 audio_frames: Callable[[int], int] | None = None, cache_bytes: int = 512 << 20):
+                 audio_frames: Callable[[int], int] | None = None, cache_bytes: int = 256 << 20):
         self.rows = ParquetRows(paths, config.num_codes, config.spk_emb_size, cache_bytes)
         self.tokenizer, self.config, self.max_length = tokenizer, config, max_length
         self.variants, self.seed, self.audio_frames = variants, seed, audio_frames

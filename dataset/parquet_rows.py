@@ -60,7 +60,7 @@ class ParquetRows:
     num_codes: codes of one codebook, spk_size: length of a speaker vector. cache_bytes: decoded row groups kept per process.
     """
 
-    def __init__(self, paths, num_codes: int, spk_size: int, cache_bytes: int = 512 << 20):
+    def __init__(self, paths, num_codes: int, spk_size: int, cache_bytes: int = 256 << 20):
         self.files = find_files(paths)
         self.num_codes, self.spk_size, self.cache_bytes = num_codes, spk_size, cache_bytes
         self._meta = [_metadata(path) for path in self.files]

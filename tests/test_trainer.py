@@ -195,7 +195,8 @@ def test_training_from_a_language_model(world, tmp_path):
 
 def test_only_a_learning_thinker_reads_wrong_words(world):
     """Random text tokens in the input are for the Thinker to recover from; codes are replaced either way."""
-    learning, frozen = (Trainer(parse_args(command(world, freeze_backbone=freeze)), CPU).data.rows.data.variants for freeze in ("none", "all"))
+    learning, frozen = (Trainer(parse_args(command(world, freeze_backbone=freeze)), CPU).data.rows.data.variants
+                        for freeze in ("none", "all"))
     assert learning.text_sampling > 0 and frozen.text_sampling == 0 and frozen.scheduled_sampling == learning.scheduled_sampling > 0
 
 
@@ -258,6 +259,7 @@ def test_projector_modes_survive_a_batch_without_their_input(world, mode):
     frozen = trainer.model.talker.norm.weight.clone()
     trainer.train_step([next(iter(trainer.data.loader(0, 1)))])
     assert trainer.window[-2] == 1 and torch.equal(frozen, trainer.model.talker.norm.weight)
+    assert len(trainer.optimizer.state) == len(trainer.trained), "each has a gradient: DDP need not look for those without"
 
 
 def test_front_ends_place_features_by_row(monkeypatch):
