@@ -149,7 +149,7 @@ class OmniDataset(torch.utils.data.Dataset):
     """
 
     def __init__(self, paths, tokenizer, config: OmniConfig, max_length: int, variants: Variants = Variants(), seed: int = 0,
-                 audio_frames: Callable[[int], int] | None = None, cache_bytes: int = 512 << 20):
+                 audio_frames: Callable[[int], int] | None = None, cache_bytes: int = 256 << 20):
         self.rows = ParquetRows(paths, config.num_codes, config.spk_emb_size, cache_bytes)
         self.tokenizer, self.config, self.max_length = tokenizer, config, max_length
         self.variants, self.seed, self.audio_frames = variants, seed, audio_frames
@@ -275,16 +275,17 @@ class OmniDataset(torch.utils.data.Dataset):
         Only codes and ordinary text tokens of the reply: never the prompt, a stop token, or a special token such as a feature pad;
         no special token is put in either.
         """
-        ids, labels = input_ids.numpy().copy(), torch.cat([audio_labels, text_labels[None]]).numpy()
-        first = int(np.argmax(labels[-1] != IGNORE)) + 1  # labels at t are inputs at t + 1
-        inputs, labels = ids[:, first:], labels[:, first - 1:-1]
+        ids, text, codes = input_ids.numpy().copy(), text_labels.numpy(), audio_labels.numpy()
+        first = int(np.argmax(text != IGNORE)) + 1  # labels at t are inputs at t + 1
+        inputs = ids[:, first:]
         share = np.full((NUM_STREAMS, 1), self.variants.scheduled_sampling)
         share[-1] = self.variants.text_sampling
-        chosen = (rng.random(inputs.shape) < share) & (labels != IGNORE)
-        chosen[:-1] &= inputs[:-1] < self.config.num_codes
-        chosen[-1] &= self._plain_text[inputs[-1]] & (np.cumsum(inputs[-1] == self.config.eos_token_id) == 0)  # nor the "\n" behind
-        inputs[:-1][chosen[:-1]] = rng.integers(self.config.num_codes, size=int(chosen[:-1].sum()))
-        inputs[-1][chosen[-1]] = self._plain_ids[rng.integers(len(self._plain_ids), size=int(chosen[-1].sum()))]
+        chosen = rng.random(inputs.shape) < share
+        chosen[:-1] &= (codes[:, first - 1:-1] != IGNORE) & (inputs[:-1] < self.config.num_codes)
+        ended = np.logical_or.accumulate(inputs[-1] == self.config.eos_token_id)  # nor the "\n" behind
+        chosen[-1] &= (text[first - 1:-1] != IGNORE) & self._plain_text[inputs[-1]] & ~ended
+        inputs[:-1][chosen[:-1]] = rng.integers(self.config.num_codes, size=np.count_nonzero(chosen[:-1]))
+        inputs[-1][chosen[-1]] = self._plain_ids[rng.integers(len(self._plain_ids), size=np.count_nonzero(chosen[-1]))]
         return torch.from_numpy(ids)
 
     def _forget_history(self, input_ids: torch.Tensor, audio_labels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:

@@ -61,7 +61,7 @@ class ParquetRows:
     num_codes: codes of one codebook, spk_size: length of a speaker vector. cache_bytes: decoded row groups kept per process.
     """
 
-    def __init__(self, paths, num_codes: int, spk_size: int, cache_bytes: int = 512 << 20):
+    def __init__(self, paths, num_codes: int, spk_size: int, cache_bytes: int = 256 << 20):
         self.files = find_files(paths)
         self.num_codes, self.spk_size, self.cache_bytes = num_codes, spk_size, cache_bytes
         self._meta = [_metadata(path) for path in self.files]
@@ -86,6 +86,37 @@ class ParquetRows:
         number = bisect_right(self._starts, index) - 1
         return self._group(number).row(index - self._starts[number])
 
+    def group_of(self, rows: np.ndarray) -> np.ndarray:
+        """The row group, counted over all files, of each of `rows`."""
+        return np.searchsorted(self._starts, rows, side="right") - 1
+
+    def group_rows(self, group: int) -> slice:
+        """The rows of a row group."""
+        return slice(self._starts[group], self._starts[group + 1])
+
+    def column_bytes(self) -> dict[str, int]:
+        """Bytes of each column before compression, of the columns that all files have."""
+        names = set.intersection(*(set(meta.schema.to_arrow_schema().names) for meta in self._meta))
+        sizes = dict.fromkeys(names, 0)
+        for file, group in self._groups:
+            meta = self._meta[file].row_group(group)
+            for column in map(meta.column, range(meta.num_columns)):
+                name = column.path_in_schema.split(".")[0]
+                if name in sizes:
+                    sizes[name] += column.total_uncompressed_size
+        return sizes
+
+    def read_group(self, number: int, columns) -> pa.Table:
+        """Those of `columns` that a row group has; ValueError when it is damaged."""
+        file, group = self._groups[number]
+        # opened anew each time: no handle has to survive a fork or a pickle, and the parsed metadata is passed along
+        with pq.ParquetFile(self.files[file], metadata=self._meta[file], memory_map=True) as parquet:
+            names = [name for name in columns if name in parquet.schema_arrow.names]
+            try:
+                return parquet.read_row_group(group, columns=names, use_threads=False)
+            except (OSError, pa.ArrowException) as error:
+                raise ValueError(f"row group {group} cannot be read: {error}") from error
+
     def shuffled(self, seed: int, epoch: int) -> np.ndarray:
         """All row indices (N,) int64 in the order of this epoch: groups shuffled, then rows within bundles of groups."""
         rng = np.random.default_rng((seed, epoch))
@@ -105,14 +136,7 @@ class ParquetRows:
         if number in self._cache:
             self._cache.move_to_end(number)
             return self._cache[number]
-        file, group = self._groups[number]
-        # opened anew each time: no handle has to survive a fork or a pickle, and the parsed metadata is passed along
-        with pq.ParquetFile(self.files[file], metadata=self._meta[file], memory_map=True) as parquet:
-            names = [name for name in COLUMNS if name in parquet.schema_arrow.names]
-            try:
-                table = parquet.read_row_group(group, columns=names, use_threads=False)
-            except (OSError, pa.ArrowException) as error:  # a damaged page: each row of the group is reported as broken
-                raise ValueError(f"row group {group} cannot be read: {error}") from error
+        table = self.read_group(number, COLUMNS)  # if it is damaged, each of its rows is reported as broken
         decoded = _RowGroup(table, self.num_codes, self.spk_size)
         self._cache[number] = decoded
         while len(self._cache) > 1 and sum(g.nbytes for g in self._cache.values()) > self.cache_bytes:

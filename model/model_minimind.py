@@ -108,7 +108,7 @@ class MoE(nn.Module):
 
     def __init__(self, config: OmniConfig):
         super().__init__()
-        self.top_k, self.coef = config.num_experts_per_tok, config.router_aux_loss_coef
+        self.top_k = config.num_experts_per_tok
         self.gate = nn.Linear(config.hidden_size, config.num_experts, bias=False)
         self.experts = nn.ModuleList(MLP(config) for _ in range(config.num_experts))
         self.grouped = True  # False: training loops, too
@@ -124,12 +124,12 @@ class MoE(nn.Module):
         run = self._grouped if self.training and self.grouped else self._looped
         return run(tokens, weights, chosen).view_as(x)
 
-    def aux_loss(self, valid: Tensor) -> Tensor:
-        """Load-balancing term (Fedus et al. 2021, eq. 4) of the last training forward, over the positions where `valid` (B, T)."""
+    def routed(self, valid: Tensor) -> Tensor:
+        """Of the last training forward, over the positions where `valid` (B, T): tokens sent to each expert, and its probabilities summed;
+        together (2, experts)."""
         chosen, probs = self.routing
-        share = valid.flatten().float()[:, None] / valid.sum().clamp(min=1)
-        load = (F.one_hot(chosen, len(self.experts)).float().mean(1) * share).sum(0)
-        return self.coef * len(self.experts) * (load * (probs * share).sum(0)).sum()
+        load = F.one_hot(chosen, len(self.experts)).float().mean(1)
+        return (torch.stack([load, probs]) * valid.flatten().float()[:, None]).sum(1)
 
     def _looped(self, tokens: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         out = torch.zeros_like(tokens)

@@ -6,6 +6,7 @@
 - The model never owns a frozen encoder: it is given their outputs.
 - `omni_loss` is the only place where the training loss is written down.
 """
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -148,7 +149,8 @@ class MiniMindOmni(nn.Module):
 
     def forward(self, input_ids: Tensor, audio_features: Tensor | None = None, audio_lens: Tensor | None = None,
                 image_features: Tensor | None = None, spk_emb: Tensor | None = None, cache: KVCache | None = None,
-                last_only: bool = False, positions: Tensor | None = None, speech_only: bool = False) -> OmniOutput:
+                last_only: bool = False, positions: Tensor | None = None, speech_only: bool = False,
+                average: Callable[[Tensor], Tensor] | None = None) -> OmniOutput:
         """One forward over T new positions.
 
         input_ids: (B, 9, T) int64, or (B, T) text alone (no speech: the code rows are all pad).
@@ -159,6 +161,7 @@ class MiniMindOmni(nn.Module):
         last_only: logits of the last position only (T becomes 1 in the output): all that generation needs.
         positions: (B, R) where logits are wanted (T becomes R): in training only the reply has targets, half of a row or less.
         speech_only: no text logits, so the Thinker need not run beyond the bridge.
+        average: mean of a tensor over the processes that share a batch: experts are balanced over all of it, not over each part.
         Raises ValueError for a wrong shape.
         """
         codes, text = self._split(input_ids)
@@ -171,7 +174,7 @@ class MiniMindOmni(nn.Module):
         if last_only:
             positions = torch.full((text.shape[0], 1), text.shape[1] - 1, device=text.device)
         return OmniOutput(None if hidden is None else self.lm_head(_at(hidden, positions)), self.talker.lm_head(_at(spoken, positions)),
-                          self._aux_loss(codes, text))
+                          self._aux_loss(codes, text, average))
 
     def new_cache(self, batch: int, max_length: int) -> KVCache:
         """An empty cache for `batch` rows of at most `max_length` positions, on the model's device and in its dtype."""
@@ -204,12 +207,21 @@ class MiniMindOmni(nn.Module):
             x = inject(x, text, self.config.image_ids, vectors)
         return x
 
-    def _aux_loss(self, codes: Tensor, text: Tensor) -> Tensor:
-        """Sum over the layers, padding left out: it would make the loss depend on how rows are put into batches."""
+    def _aux_loss(self, codes: Tensor, text: Tensor, average: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Load-balancing term (Fedus et al. 2021, eq. 4), summed over the layers.
+
+        Padding is left out: it would make the loss depend on how rows are put into batches.
+        """
         if not (self.training and self.config.use_moe):
             return self.lm_head.weight.new_zeros((), dtype=torch.float32)
         valid = (text != self.config.pad_token_id) | (codes != self.config.audio_pad_token).any(1)
-        return sum(block.mlp.aux_loss(valid) for block in (*self.model.layers, *self.talker.layers))
+        load, chance = torch.stack([block.mlp.routed(valid) for block in (*self.model.layers, *self.talker.layers)], dim=1)
+        tokens = valid.sum()[None].float()
+        if average is not None:
+            shared = average(torch.cat([load.flatten(), tokens]))
+            load, tokens = shared[:-1].view_as(load), shared[-1:]
+        tokens = tokens.clamp(min=1)
+        return self.config.router_aux_loss_coef * self.config.num_experts * (load / tokens * chance / tokens).sum()
 
 
 def _at(x: Tensor, positions: Tensor | None) -> Tensor:

@@ -8,6 +8,7 @@
 """
 import torch
 import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from model.config import IGNORE, NUM_CODEBOOKS, NUM_STREAMS, OmniConfig
 
@@ -17,18 +18,21 @@ EMPTY_THINK = "<think>\n\n</think>\n\n"  # what the chat template writes before 
 def delay(codes: torch.Tensor, pad: int) -> torch.Tensor:
     """(K, T) -> (K, T + K - 1): codebook i starts i positions later; free places hold `pad`."""
     num_books, num_frames = codes.shape
-    # read rows of length T + K as rows of length T + K - 1: each row then begins one place later than the one before
-    padded = F.pad(codes, (0, num_books), value=pad).flatten()
-    return padded[:-num_books].view(num_books, num_frames + num_books - 1)
+    rows = codes.new_full((num_books, num_frames + num_books - 1), pad)
+    staircase(rows, 0, num_frames).copy_(codes)
+    return rows
 
 
 def undelay(rows: torch.Tensor) -> torch.Tensor:
     """(K, T + K - 1) -> (K, T): inverse of `delay`. Fewer than K columns give T = 0."""
     num_books, width = rows.shape
-    num_frames = max(width - num_books + 1, 0)
-    if num_frames == 0:
-        return rows.new_empty(num_books, 0)
-    return F.pad(rows.flatten(), (0, num_books)).view(num_books, width + 1)[:, :num_frames].clone()
+    return staircase(rows, 0, max(width - num_books + 1, 0)).clone()
+
+
+def staircase(rows: torch.Tensor, start: int, num_frames: int) -> torch.Tensor:
+    """The places of `num_frames` delayed frames in rows (K, W), the first codebook's at `start`: a view (K, T), to read or write."""
+    down, right = rows.stride()
+    return rows.as_strided((rows.shape[0], num_frames), (down + right, right), rows.storage_offset() + start * right)
 
 
 def place_voice_prompt(rows: torch.Tensor, ref_codes: torch.Tensor | None, has_speaker: bool, config: OmniConfig) -> torch.Tensor:
@@ -72,33 +76,31 @@ def build_training_row(prompt_ids: list[int], reply_ids: list[int], codes: torch
     length += 1  # one column of pads: the shift below must drop that, not the last stop token
     rows = torch.full((NUM_STREAMS, length), config.audio_pad_token, dtype=torch.int64)
     labels = torch.full((NUM_STREAMS, length), IGNORE, dtype=torch.int64)
-    rows[-1] = config.pad_token_id
-    rows[-1, :start + len(reply_ids)] = torch.tensor(prompt_ids + reply_ids, dtype=torch.int64)
-    labels[-1, start:start + len(reply_ids)] = rows[-1, start:start + len(reply_ids)]
+    text = torch.tensor(prompt_ids + reply_ids, dtype=torch.int64)
+    rows[-1, :len(text)] = text
+    rows[-1, len(text):] = config.pad_token_id
+    labels[-1, start:len(text)] = text[start:]
     if spoken:
-        rows[:-1, :start] = place_voice_prompt(rows[:-1, :start], ref_codes, has_speaker, config)
+        if has_speaker or ref_codes is not None:
+            rows[:-1, :start] = place_voice_prompt(rows[:-1, :start], ref_codes, has_speaker, config)
         target = F.pad(codes, (0, 1), value=config.audio_stop_token)
-        end = start + 1 + target.shape[1] + NUM_CODEBOOKS - 1
-        rows[:-1, start + 1:end] = delay(target, config.audio_pad_token)
-        labels[:-1, start + 1:end] = delay(target, IGNORE)
-    rows, labels = rows[:, :max_length], labels[:, :max_length]
-    return rows[:, :-1], labels[-1, 1:], labels[:-1, 1:]
+        for place in (rows, labels):
+            staircase(place[:-1], start + 1, target.shape[1]).copy_(target)
+    length = min(length, max_length)
+    return rows[:, :length - 1], labels[-1, 1:length], labels[:-1, 1:length]
 
 
 def pad_rows(rows: list[torch.Tensor], value: int) -> torch.Tensor:
     """Stack tensors (..., T_b) to (B, ..., max T_b), filled up on the right with `value`."""
-    longest = max(row.shape[-1] for row in rows)
-    out = rows[0].new_full((len(rows), *rows[0].shape[:-1], longest), value)
-    for target, row in zip(out, rows):
-        target[..., :row.shape[-1]] = row
-    return out
+    padded = pad_sequence([row.movedim(-1, 0) for row in rows], batch_first=True, padding_value=value)
+    return padded.movedim(1, -1).contiguous()
 
 
 def pad_inputs(rows: list[torch.Tensor], config: OmniConfig) -> torch.Tensor:
     """Stack input rows (9, T_b) to (B, 9, max T_b): codes filled up with the audio pad, text with the text pad."""
     out = pad_rows(rows, config.audio_pad_token)
-    for target, row in zip(out, rows):
-        target[-1, row.shape[-1]:] = config.pad_token_id
+    lengths = torch.tensor([row.shape[-1] for row in rows], device=out.device)
+    out[:, -1].masked_fill_(torch.arange(out.shape[-1], device=out.device) >= lengths[:, None], config.pad_token_id)
     return out
 
 

@@ -43,11 +43,10 @@ def test_recipes_add_up():
 
 
 def test_made_up_rows_are_as_long_as_said(tmp_path):
-    from trainer.trainer_data import row_lengths
     config = OmniConfig.preset("base")
     write_rows(tmp_path / "rows.parquet", "t2a", 300, config, median=180, longest=512)
     frames = speech_hours(tmp_path / "rows.parquet", "t2a") * 3600 * 12.5 / 300
-    assert 120 < frames < 190 and len(row_lengths([tmp_path / "rows.parquet"])) == 300
+    assert 120 < frames < 190
 
 
 def test_loader_bench_in_miniature(monkeypatch, tmp_path, capsys):

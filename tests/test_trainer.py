@@ -11,15 +11,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from dataset.parquet_rows import ParquetRows
 from model.checkpoint import load_model, load_weights, save_atomic
 from model.config import IGNORE
 from model.model_omni import MiniMindOmni, OmniConfig, omni_loss
 from tiny_folders import make_tiny_sensevoice, make_tiny_siglip
 from tiny_training import command, make_mixed, make_t2a, make_tokenizer
+from trainer.batch_plan import BatchPlan, PlannedBatches, RowLengths
 from trainer.train_sft_omni import LOSSES, Trainer, main, parse_args, set_trainable
-from trainer.trainer_data import collate_padded, only_targets, row_lengths
-from trainer.trainer_utils import (BatchPlan, Frontends, PlannedBatches, Processes, RunLog, lr_at, read_log, rng_state, seed_everything,
-                                   set_rng_state)
+from trainer.trainer_data import collate_padded, only_targets
+from trainer.trainer_utils import Frontends, Processes, RunLog, lr_at, read_log, rng_state, seed_everything, set_rng_state
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = Processes(0, 1, torch.device("cpu"))
@@ -95,14 +96,15 @@ def test_similar_lengths_share_a_batch():
     lengths = np.random.default_rng(0).integers(20, 500, 4096)
 
     def waste(plan):
-        batches = plan.epoch(0)
+        batches = [plan.batch(n) for n in range(plan.batches_per_epoch)]
         return 1 - lengths.sum() / sum(lengths[b].max() * len(b) for b in batches)
     assert waste(BatchPlan(4096, 16, lengths=lengths)) < 0.03 < 0.3 < waste(BatchPlan(4096, 16))
 
 
 def test_row_lengths_follow_text_and_speech(world):
     rows = pq.read_table(world / "t2a.parquet").to_pylist()
-    assert row_lengths([world / "t2a.parquet"] * 2).tolist() == 2 * [
+    lengths = RowLengths(ParquetRows([world / "t2a.parquet"] * 2, 512, 192))
+    assert lengths(np.arange(44)).tolist() == 2 * [
         len(row["conversations"]) // 4 + sum(map(len, row["answer_audios"])) // 8 for row in rows]
 
 
@@ -193,7 +195,8 @@ def test_training_from_a_language_model(world, tmp_path):
 
 def test_only_a_learning_thinker_reads_wrong_words(world):
     """Random text tokens in the input are for the Thinker to recover from; codes are replaced either way."""
-    learning, frozen = (Trainer(parse_args(command(world, freeze_backbone=freeze)), CPU).data.rows.data.variants for freeze in ("none", "all"))
+    learning, frozen = (Trainer(parse_args(command(world, freeze_backbone=freeze)), CPU).data.rows.data.variants
+                        for freeze in ("none", "all"))
     assert learning.text_sampling > 0 and frozen.text_sampling == 0 and frozen.scheduled_sampling == learning.scheduled_sampling > 0
 
 
@@ -256,6 +259,7 @@ def test_projector_modes_survive_a_batch_without_their_input(world, mode):
     frozen = trainer.model.talker.norm.weight.clone()
     trainer.train_step([next(iter(trainer.data.loader(0, 1)))])
     assert trainer.window[-2] == 1 and torch.equal(frozen, trainer.model.talker.norm.weight)
+    assert len(trainer.optimizer.state) == len(trainer.trained), "each has a gradient: DDP need not look for those without"
 
 
 def test_front_ends_place_features_by_row(monkeypatch):

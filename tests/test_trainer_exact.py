@@ -1,19 +1,23 @@
 """The optimised trainer against the plain one, many processes against one, and what is evaluated without being trained on."""
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from tiny_training import command, make_mixed, make_t2a, make_tokenizer
 
-from trainer import train_sft_omni
+from dataset.parquet_rows import ParquetRows
+from model.checkpoint import load_weights
+from trainer import batch_plan, train_sft_omni
+from trainer.batch_plan import BatchPlan, RowLengths
 from trainer.options import OPTIMISATIONS
 from trainer.train_sft_omni import LOSSES, Trainer, main, parse_args
-from trainer.trainer_data import row_lengths
-from trainer.trainer_utils import BatchPlan, Processes, read_log
+from trainer.trainer_utils import Processes, read_log
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = Processes(0, 1, torch.device("cpu"))
@@ -48,6 +52,14 @@ def test_optimisations_change_no_loss(world, tmp_path, moe, changes, steps):
     assert len(fast) == flags["max_steps"] and (fast[:, 3] > 0).all() == bool(moe)
 
 
+def test_checkpointed_blocks_are_the_same_in_bfloat16(world, tmp_path):
+    """Recomputed on the way back, with the kernel they had before."""
+    for checkpointing in (0, 1):
+        flags = dict(save_dir=tmp_path / str(checkpointing), max_steps=3, dtype="bfloat16", gradient_checkpointing=checkpointing)
+        assert main(command(world, **flags)) == 0
+    np.testing.assert_allclose(curve(tmp_path / "1"), curve(tmp_path / "0"), rtol=1e-3)
+
+
 def test_switched_off_means_off(world):
     """The slow path is really taken: padding to the end, logits everywhere, experts in a loop."""
     trainer = Trainer(parse_args([*command(world, use_moe=1), "--without", *OPTIMISATIONS]), CPU)
@@ -57,6 +69,30 @@ def test_switched_off_means_off(world):
     assert not trainer.optimizer.defaults["fused"]
     batch = next(iter(Trainer(parse_args(command(world)), CPU).data.loader(0, 1)))
     assert batch["positions"].shape[-1] < batch["input_ids"].shape[-1] < trainer.args.max_seq_len
+
+
+@pytest.mark.parametrize("before, after, budget", [
+    ((8, 1), (4, 3), None), ((3, 2), (7, 1), None), ((4, 1), (2, 4), 300), ((9, 1), (1, 5), None)])
+def test_another_batch_or_number_of_processes_takes_up_the_epoch(before, after, budget):
+    """Rows of the epoch come once each, whichever plan they come from, and the batches' numbers stay in step with the epochs."""
+    lengths = np.random.default_rng(0).integers(5, 60, 61)
+
+    def plan(batch, world_size):
+        return BatchPlan(61, batch, world_size, seed=1, lengths=lengths, max_tokens=budget)
+
+    def rows(plan, first, last):
+        return [row for n in range(first, last) for rank in range(plan.world) for _, row in plan.rank_batch(n, rank)]
+    old, new, again = plan(*before), plan(*after), plan(*before)
+    for stop in range(old.first_of(1), old.first_of(2)):  # anywhere in the second epoch
+        new.begun = None
+        first = new.go_on_from(*old.gone_through(stop))
+        seen = rows(old, old.first_of(1), stop)
+        assert sorted(seen + rows(new, first, new.first_of(2))) == list(range(61))
+        assert abs(new.position(first) - old.position(stop)) < 0.3
+        assert sorted(rows(new, new.first_of(2), new.first_of(3))) == list(range(61)), "the next epoch is whole"
+        half = (first + new.first_of(2)) // 2  # and once more in the same epoch
+        seen += rows(new, first, half)
+        assert sorted(seen + rows(again, again.go_on_from(*new.gone_through(half)), again.first_of(2))) == list(range(61))
 
 
 def test_token_budget_fills_batches_by_positions():
@@ -92,14 +128,16 @@ def test_token_budget_trains_and_resumes(world, tmp_path):
     assert np.array_equal(curve(tmp_path / "parts"), curve(tmp_path / "whole"))
 
 
-def test_lengths_of_very_big_files_are_told_by_the_text(world, monkeypatch):
-    from trainer import trainer_data
-    table = trainer_data.pq.read_table(world / "t2a.parquet")
-    group = trainer_data.pq.read_metadata(world / "t2a.parquet").row_group(0)
-    monkeypatch.setattr(trainer_data, "MAX_SCAN_BYTES", 2 * group.column(0).total_uncompressed_size)  # two groups at most
-    assert row_lengths([world / "t2a.parquet"]).tolist() == [len(text) // 4 for text in table["conversations"].to_pylist()]
-    monkeypatch.setattr(trainer_data, "MAX_SCAN_BYTES", 10)
-    assert row_lengths([world / "t2a.parquet"]) is None
+def test_lengths_are_read_as_they_are_needed(world, monkeypatch):
+    """One window's row groups at a time; of very much speech the text alone."""
+    rows = ParquetRows(world / "t2a.parquet", 512, 192)  # 24 rows, 16 in the first group
+    lengths, read, read_group = RowLengths(rows), [], rows.read_group
+    monkeypatch.setattr(rows, "read_group", lambda group, columns: read.append(int(group)) or read_group(group, columns))
+    assert lengths(np.array([3, 15, 3])).min() > 1 and read == [0]
+    assert lengths(np.array([20, 3])).min() > 1 and read == [0, 1]
+    monkeypatch.setattr(batch_plan, "MAX_CODE_BYTES", 10)
+    texts = pq.read_table(world / "t2a.parquet")["conversations"].to_pylist()
+    assert RowLengths(rows)(np.arange(24)).tolist() == [len(text) // 4 for text in texts]
 
 
 def test_held_out_rows_are_evaluated_and_never_trained_on(world, tmp_path):
@@ -123,9 +161,46 @@ def test_held_out_rows_are_evaluated_and_never_trained_on(world, tmp_path):
     assert main(command(world, save_dir=tmp_path, eval_interval=1, eval_rows=13)) == 2
 
 
-def test_two_processes_follow_the_curve_of_one(world, tmp_path):
+def test_rows_come_once_when_the_batch_changes_in_mid_epoch(world, tmp_path):
+    """Batches of 4, then of 3, stopped and taken up again: no row of the epoch is lost or repeated, and the last part is exact."""
+    trained = []
+
+    def run(folder, stop_after, **changes):
+        trainer = Trainer(parse_args(command(world, save_dir=tmp_path / folder, from_resume=1, epochs=2, num_workers=0, **changes)), CPU)
+        step, plan = trainer.train_step, trainer.data.plan
+
+        def watched(batches):
+            trained.extend(plan.rank_batch(trainer.batches, 0))
+            step(batches)
+            trainer.stop.asked = trainer.batches >= stop_after
+        trainer.train_step = watched
+        return trainer.fit()
+    assert not run("a", 8, batch_size=4)  # the second of the second epoch's batches
+    (tmp_path / "b").mkdir()
+    for file in (tmp_path / "a").glob("*.pth"):
+        shutil.copy(file, tmp_path / "b")
+    before = list(trained)
+    assert run("b", 99, batch_size=3)
+    assert sorted(trained) == [(epoch, row) for epoch in (0, 1) for row in range(24)]
+    trained[:] = before
+    assert not run("a", 13, batch_size=3) and run("a", 99, batch_size=3)
+    assert sorted(trained) == [(epoch, row) for epoch in (0, 1) for row in range(24)]
+    one, two = (load_weights(tmp_path / run / "sft_omni_64_resume.pth") for run in "ab")
+    assert one["step"] == two["step"] == 16 and all(torch.equal(value, two["model"][key]) for key, value in one["model"].items())
+
+
+def test_a_rank_may_be_left_without_a_row(world):
+    """The last rows of an epoch that more processes took up may be too few for all."""
+    trainer = Trainer(parse_args(command(world)), CPU)
+    batch = trainer.data.collate([])
+    trainer.train_step([batch])
+    assert batch["num_rows"] == batch["num_skipped"] == 0 and trainer.window[:3].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("moe", [0, 1])
+def test_two_processes_follow_the_curve_of_one(world, tmp_path, moe):
     """One process starts, two go on from its checkpoint, each with half of the batch: the losses of a single one."""
-    flags = dict(batch_size=6, max_steps=24)
+    flags, name = dict(batch_size=6, max_steps=24, use_moe=moe), "sft_omni_64_moe" if moe else "sft_omni_64"
     assert main(command(world, save_dir=tmp_path / "one", **flags)) == 0
     trainer = Trainer(parse_args(command(world, save_dir=tmp_path / "two", **flags)), CPU)
     step = trainer.train_step
@@ -140,20 +215,22 @@ def test_two_processes_follow_the_curve_of_one(world, tmp_path):
     done = subprocess.run([*torchrun, "trainer/train_sft_omni.py", *argv], cwd=ROOT, capture_output=True, text=True, timeout=110,
                           env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0 and "not bit for bit" not in done.stderr, done.stderr[-3000:]
-    np.testing.assert_allclose(curve(tmp_path / "two"), curve(tmp_path / "one"), rtol=1e-5)
+    np.testing.assert_allclose(curve(tmp_path / "two", name), curve(tmp_path / "one", name), rtol=1e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_compiled_code_serves_all_lengths_and_inputs(world, tmp_path, monkeypatch):
-    """Rows that are heard, seen and read, of many lengths, with checkpointed blocks: a few graphs, not one a batch."""
+@pytest.mark.parametrize("moe, dtype, checkpointing, most", [
+    (0, "float32", 1, 8), (1, "bfloat16", 0, 8), (1, "bfloat16", 1, 60), (1, "float32", 0, 60)])  # grouped products compile in bfloat16
+def test_compiled_code_serves_all_lengths_and_inputs(world, tmp_path, monkeypatch, moe, dtype, checkpointing, most):
+    """Rows that are heard, seen and read, of many lengths: a few graphs, not one a batch."""
     from torch._dynamo.testing import CompileCounter
     counter, compile_module = CompileCounter(), torch.compile
     torch._dynamo.reset()
     monkeypatch.setattr(train_sft_omni.torch, "compile", lambda net, dynamic: compile_module(net, dynamic=dynamic, backend=counter))
     make_mixed(tmp_path / "mixed.parquet", 24)
     trainer = Trainer(parse_args(command(world, data_path=tmp_path / "mixed.parquet", use_compile=1, batch_size=2, max_seq_len=256,
-                                         gradient_checkpointing=1)), CPU)
+                                         use_moe=moe, dtype=dtype, gradient_checkpointing=checkpointing)), CPU)
 
     class Encoder:
         def features(self, wavs):
@@ -168,7 +245,7 @@ def test_compiled_code_serves_all_lengths_and_inputs(world, tmp_path, monkeypatc
         shapes.add(batch["input_ids"].shape)
         graphs.append(counter.frame_count)
     assert trainer.window[-2] == 24 and len(shapes) > 8
-    assert graphs[-1] <= 8 and graphs[-1] == graphs[12], graphs
+    assert graphs[-1] <= most and graphs[-1] == graphs[12], graphs
 
 
 @pytest.mark.parametrize("script, settings, launch", [

@@ -36,8 +36,8 @@ from trainer.attention_guide import AttentionGuide, count_letters  # noqa: E402
 from trainer.options import DTYPES, build_config, input_path, load_tokenizer, parse, shareable  # noqa: E402
 from trainer.throughput import Meter, ModelFlops, peak_flops  # noqa: E402
 from trainer.trainer_data import open_data  # noqa: E402
-from trainer.trainer_utils import (ROOT, Frontends, Processes, RunLog, StopSignal, init_distributed, lr_at, rng_state,  # noqa: E402
-                                   seed_everything, set_rng_state)
+from trainer.trainer_utils import (ROOT, Frontends, Processes, RunLog, StopSignal, init_distributed, lr_at,  # noqa: E402
+                                   mean_over_processes, rng_state, seed_everything, set_rng_state)
 
 NEW_PARTS = ("talker.", "audio_proj.", "vision_proj.")  # all that a weight may lack: a MiniMind language model has none of them
 TARGETS = ("text_labels", "audio_labels", "letters")  # what LossModel takes beside the inputs
@@ -110,7 +110,8 @@ class LossModel(nn.Module):
                 counts: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """-> (loss with gradient, detached (13,) in the order of LOSSES). letters: see AttentionGuide; counts: see omni_loss."""
         config = self.model.config
-        losses = omni_loss(self.model(**inputs), text_labels, audio_labels, config, counts, self.fused)
+        average = None if counts is None else mean_over_processes
+        losses = omni_loss(self.model(**inputs, average=average), text_labels, audio_labels, config, counts, self.fused)
         guide = losses.total.new_zeros(())
         if self.guide is not None:
             guide = self.guide(inputs["positions"], text_labels, audio_labels, letters, config.audio_stop_token)
@@ -160,8 +161,7 @@ class Trainer:
         self.step = self.batches = self.skipped_rows = self.skipped_steps = self.bad_in_row = 0
         self.recent: list[tuple[Tensor, range]] = []  # of each step since the last log: was it finite, and its batches
         self.window = torch.zeros(len(LOSSES) + 3, device=self.device)  # sums since the last log: losses, grad norm, good and bad steps
-        self.total_batches = args.max_steps * args.accumulation_steps if args.max_steps else self.data.plan.first_of(args.epochs)
-        self.total_steps = math.ceil(self.total_batches / args.accumulation_steps)
+        self.count_steps()
         self.stop = StopSignal()
         if procs.main:
             for file in (self.weights, self.weights.with_suffix(".json"), self.resume_file):
@@ -169,6 +169,11 @@ class Trainer:
         seed_everything(args.seed + procs.rank)  # dropout differs between ranks
         if self.resuming:
             self.load()
+
+    def count_steps(self) -> None:
+        args = self.args
+        self.total_batches = args.max_steps * args.accumulation_steps if args.max_steps else self.data.plan.first_of(args.epochs)
+        self.total_steps = math.ceil(self.total_batches / args.accumulation_steps)
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
@@ -236,9 +241,10 @@ class Trainer:
             labels = [batch[name].to(self.device, non_blocking=True) for name in TARGETS]
             inputs, counts = self._inputs(batch), self._counts(labels[:2])
             with wait:
-                with self.attention(), self.autocast():
-                    loss, parts = self.net(inputs, *labels, counts)
-                self.scaler.scale(loss / len(micro_batches)).backward()
+                with self.attention():  # around the way back, too: checkpointed blocks run once more there
+                    with self.autocast():
+                        loss, parts = self.net(inputs, *labels, counts)
+                    self.scaler.scale(loss / len(micro_batches)).backward()
             sums += parts / len(micro_batches)
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
@@ -373,6 +379,7 @@ class Trainer:
             return
         position = {"step": self.step, "epoch": self.data.plan.position(self.batches)}
         save_atomic({**position, "total_steps": self.total_steps, "batches": self.batches, "plan": self.data.plan.state(),
+                     "position": self.data.position(self.batches),
                      "skipped_steps": self.skipped_steps, "bad_in_row": self.bad_in_row,
                      "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
                      "muon": self.muon and self.muon.state_dict(), "scaler": self.scaler.state_dict(),
@@ -406,7 +413,8 @@ class Trainer:
         return load_weights(oldest)
 
     def load(self) -> None:
-        """Continue from the newest readable checkpoint: exactly, if the data and the global batch are the same.
+        """Continue from the newest readable checkpoint: exactly, if the data and the global batch are the same; with another number of
+        processes or another batch, at the rows that the epoch has not had yet.
 
         Raises ValueError when the checkpoint is of another model or another stage.
         """
@@ -426,11 +434,13 @@ class Trainer:
         self.step, self.batches, self.skipped_steps = state["step"], state["batches"], state["skipped_steps"]
         self.bad_in_row = state.get("bad_in_row", 0)
         plan = self.data.plan.state()
+        found = self.data.go_on_from(state["position"], plan == state["plan"]) if "position" in state else None
         if plan != state["plan"]:
-            self.batches = self.data.plan.number_at(state["epoch"])
+            self.batches = self.data.plan.number_at(state["epoch"]) if found is None else found
+            self.count_steps()
             self.step = self.batches // self.args.accumulation_steps
-            log.warning("data or global batch changed (%s -> %s): continuing at epoch %.3f, not bit for bit", state["plan"], plan,
-                        state["epoch"])
+            log.warning("data or global batch changed (%s -> %s): continuing at epoch %.3f, not bit for bit; %s", state["plan"], plan,
+                        state["epoch"], "some rows may come twice or not at all" if found is None else "each row still comes once an epoch")
         if len(state["ranks"]) == self.procs.world:
             mine = state["ranks"][self.procs.rank]
             set_rng_state(mine["rng"], self.device)

@@ -2,7 +2,7 @@
 
 - Layout and augmentation belong to the dataset; here rows are only grouped, padded and counted.
 - One DataLoader serves the whole run, epochs included: workers start once, and no epoch boundary stalls the device.
-- Rows of similar length share a batch where finding the lengths is cheap; with --max_tokens a batch is filled by positions, not rows.
+- Rows of similar length share a batch; with --max_tokens a batch is filled by positions, not rows.
 - Some rows are held out for evaluation: the same ones for the same data and seed.
 """
 import argparse
@@ -14,18 +14,16 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from dataset.omni_dataset import OmniDataset, OmniSample, Variants, collate
 from model.config import IGNORE, NUM_CODEBOOKS, NUM_STREAMS, OmniConfig
-from trainer.trainer_utils import BatchPlan, PlannedBatches, Processes
+from trainer.batch_plan import BatchPlan, PlannedBatches, RowLengths
+from trainer.trainer_utils import Processes
 
 CUDA_PAD_MULTIPLE = 32  # lengths the tensor cores like, and few distinct shapes for the compiler
-MAX_SCAN_BYTES = 2 << 30  # more code data than this is not read through just to know its lengths
 MEASURED_ROWS = 128  # built to learn how rough lengths relate to positions
 log = logging.getLogger(__name__)
 
@@ -63,6 +61,24 @@ class TrainingData:
             pin_memory=self.cuda, prefetch_factor=4 if self.num_workers else None, worker_init_fn=ignore_sigterm,
             generator=torch.Generator().manual_seed(self.seed))  # its own: the loader must not advance the global random state
 
+    def position(self, number: int) -> dict:
+        """What a resume needs to go on at batch `number` even if its batches are others: the rows that the epoch has had, as bits."""
+        epoch, rows = self.plan.gone_through(number)
+        begun = self.plan.begun[1] if self.plan.begun and self.plan.begun[0] == epoch else rows[:0]
+        return {"epoch": epoch, "rows": len(self.rows.data), "had": self._bits(rows), "had_before": self._bits(begun)}
+
+    def go_on_from(self, position: dict, same_plan: bool) -> int | None:
+        """Take up an epoch where `position` was saved, by this plan or another. Number of the next batch; None if the data is another."""
+        if position["rows"] != len(self.rows.data):
+            return None
+        had = np.flatnonzero(np.unpackbits(position["had_before" if same_plan else "had"].numpy(), count=position["rows"]))
+        return self.plan.go_on_from(position["epoch"], had) if len(had) else self.plan.first_of(position["epoch"])
+
+    def _bits(self, rows: np.ndarray) -> torch.Tensor:
+        mask = np.zeros(len(self.rows.data), bool)
+        mask[rows] = True
+        return torch.from_numpy(np.packbits(mask))
+
     def held_out_batches(self) -> Iterator[dict]:
         """This rank's share of the held-out rows."""
         mine = self.held_out[self.rank::self.plan.world]
@@ -87,7 +103,7 @@ def open_data(paths: list[str | Path], tokenizer, config: OmniConfig, args: argp
     data = OmniDataset(paths, tokenizer, config, args.max_seq_len, variants, seed=args.seed, audio_frames=audio_frames)
     if len(data) == 0:
         raise ValueError(f"no rows in {', '.join(map(str, paths))}")
-    lengths = row_lengths(data.rows.files) if "length_groups" not in args.without else None
+    lengths = RowLengths(data.rows) if "length_groups" not in args.without else None
     if args.max_tokens and lengths is not None:
         lengths = in_positions(lengths, data)
     held_out, fixed = np.empty(0, np.int64), None
@@ -102,7 +118,7 @@ def open_data(paths: list[str | Path], tokenizer, config: OmniConfig, args: argp
 
     def order(epoch: int) -> np.ndarray:
         rows = data.shuffled(epoch)
-        return rows[kept[rows]]
+        return rows[kept[rows]] if len(held_out) else rows
 
     plan = BatchPlan(int(kept.sum()), args.batch_size, procs.world, args.seed, lengths, order, args.max_tokens)
     cuda = procs.device.type == "cuda"
@@ -111,13 +127,13 @@ def open_data(paths: list[str | Path], tokenizer, config: OmniConfig, args: argp
     return TrainingData(EpochRows(data), plan, procs.rank, args.num_workers, cuda, args.seed, args.batch_size, held_out, fixed, collate)
 
 
-def in_positions(lengths: np.ndarray, data: OmniDataset) -> np.ndarray:
+def in_positions(lengths: RowLengths, data: OmniDataset) -> Callable[[np.ndarray], np.ndarray]:
     """Rough lengths scaled to positions: 19 of 20 rows of a sample are no longer than said."""
-    rows = np.linspace(0, len(data) - 1, min(len(data), MEASURED_ROWS)).astype(int)
-    samples = {int(row): data.sample(int(row), 0) for row in rows}
-    ratios = [sample.input_ids.shape[1] / max(1, lengths[row]) for row, sample in samples.items() if isinstance(sample, OmniSample)]
-    scaled = np.ceil(lengths * np.quantile(ratios, 0.95)) if ratios else lengths
-    return np.clip(scaled, 1, data.max_length - 1).astype(np.int64)
+    rows = np.unique(np.linspace(0, len(data) - 1, min(len(data), MEASURED_ROWS)).astype(int))
+    samples = [data.sample(int(row), 0) for row in rows]
+    ratios = [sample.input_ids.shape[1] / length for sample, length in zip(samples, lengths(rows)) if isinstance(sample, OmniSample)]
+    scale = np.quantile(ratios, 0.95) if ratios else 1.0
+    return lambda rows: np.clip(np.ceil(lengths(rows) * scale), 1, data.max_length - 1).astype(np.int64)
 
 
 def audio_frames(num_samples: int) -> int:
@@ -126,54 +142,13 @@ def audio_frames(num_samples: int) -> int:
     return sensevoice_frames(num_samples)
 
 
-def row_lengths(files: list[Path]) -> np.ndarray | None:
-    """Rough positions of each row: text bytes / 4 + speech frames; of very big files the text alone, which the speech follows.
-
-    None when even that is too big to scan.
-    """
-    metas = [pq.read_metadata(path) for path in files]
-    names = [name for name in ("conversations", "answer_audios") if all(name in meta.schema.to_arrow_schema().names for meta in metas)]
-    sizes = dict.fromkeys(names, 0)
-    for group in (meta.row_group(g) for meta in metas for g in range(meta.num_row_groups)):
-        for column in map(group.column, range(group.num_columns)):
-            name = column.path_in_schema.split(".")[0]
-            if name in sizes:
-                sizes[name] += column.total_uncompressed_size
-    if sum(sizes.values()) > MAX_SCAN_BYTES:
-        names = names[:1]
-    if not names or sizes[names[0]] > MAX_SCAN_BYTES:
-        log.info("rows are not grouped by length: %.1f GB would have to be read for it", sum(sizes.values()) / 1e9)
-        return None
-    lengths = []
-    for path in files:
-        with pq.ParquetFile(path, memory_map=True) as file:
-            for group in range(file.num_row_groups):
-                try:
-                    lengths.append(_group_lengths(file.read_row_group(group, columns=names)))
-                except (OSError, TypeError, NotImplementedError, ValueError) as error:  # damaged or odd: the dataset reports its rows
-                    log.warning("%s, row group %d: lengths unknown (%s)", path, group, error)
-                    lengths.append(np.zeros(file.metadata.row_group(group).num_rows, np.int64))
-    return np.concatenate(lengths)
-
-
-def _group_lengths(table) -> np.ndarray:
-    total = np.zeros(table.num_rows, np.int64)
-    if "conversations" in table.column_names:
-        total += pc.fill_null(pc.binary_length(table["conversations"]), 0).to_numpy() // 4
-    if "answer_audios" in table.column_names:
-        turns = pc.list_value_length(pc.list_flatten(table["answer_audios"]))  # codes per turn
-        owner = pc.list_parent_indices(table["answer_audios"]).to_numpy()
-        np.add.at(total, owner, pc.fill_null(turns, 0).to_numpy() // NUM_CODEBOOKS)
-    return total
-
-
 def collate_padded(samples: list, config: OmniConfig, multiple: int = 1, pad_to: int = 0, window: bool = True) -> dict:
     """OmniBatch as a dict, padded to pad_to positions or more, a multiple of `multiple`; see only_targets for `window`.
 
     With it go num_rows, num_tokens (positions that are not padding), num_targets (positions with labels) and num_pairs (sum of T^2).
-    When every row was broken the batch is one row of pads without labels: its losses are 0, and other ranks are not left waiting.
+    Without a good row the batch is one row of pads without labels: its losses are 0, and other ranks are not left waiting.
     """
-    batch = dict(vars(collate(samples)))
+    batch = dict(vars(collate(samples))) if samples else {"num_skipped": 0}
     good = [sample.input_ids.shape[1] for sample in samples if isinstance(sample, OmniSample)]
     if not good:
         ids = torch.full((1, NUM_STREAMS, multiple), config.audio_pad_token)

@@ -1,8 +1,6 @@
-"""What every training script here needs: processes, schedule, data order, frozen front ends, logs, random states.
+"""What every training script here needs: processes, schedule, frozen front ends, logs, random states.
 
 - `init_distributed`: one process or torchrun's many, CUDA (nccl) or CPU (gloo).
-- `BatchPlan`: which rows form which batch, a pure function of (seed, epoch): every row exactly once per epoch, ranks disjoint,
-  any batch reachable by its number (that is what makes resuming exact), rows of similar length together.
 - `Frontends`: the frozen audio and image encoders, loaded when the first batch needs them; the trained model only sees features.
 - `RunLog`: progress on the terminal, CSV, a PNG of the curves; wandb and TensorBoard when asked for.
 """
@@ -17,19 +15,16 @@ import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Iterator
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils.data import Sampler
 from tqdm import tqdm
 
 from model.config import OmniConfig
 
 ROOT = Path(__file__).resolve().parents[1]
-BUCKET_BATCHES = 64  # rows are sorted by length within this many batches: little padding, and still a shuffle
 log = logging.getLogger(__name__)
 
 
@@ -59,119 +54,18 @@ def init_distributed(device: str) -> Processes:
     return Processes(dist.get_rank(), dist.get_world_size(), torch.device(device))
 
 
+@torch.compiler.disable  # the ranks wait for each other here, which is no part of a graph
+def mean_over_processes(x: Tensor) -> Tensor:
+    """Mean of `x` over all processes; no gradient passes."""
+    total = x.detach().clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
+
+
 def lr_at(step: int, total: int, base: float, warmup: int = 0) -> float:
     """Learning rate of 0-based `step` of `total`: base * (0.1 + 0.45 (1 + cos(pi t / T))), after an optional linear warm-up."""
     rate = base * (0.1 + 0.45 * (1 + math.cos(math.pi * step / total)))
     return rate * min(1.0, (step + 1) / warmup) if warmup else rate
-
-
-class BatchPlan:
-    """The order of training data. Batch number n (counted over all epochs) is the same rows whenever and wherever it is asked for.
-
-    A *global batch* is what all ranks consume together: batch_size * world rows, or as many as a budget of positions allows. Rank r
-    takes every world-th row of it from r on. So the rows of a step depend on the global batch only, not on how many ranks share it.
-    """
-
-    def __init__(self, num_rows: int, batch_size: int, world: int = 1, seed: int = 42, lengths: np.ndarray | None = None,
-                 order: Callable[[int], np.ndarray] | None = None, max_tokens: int | None = None):
-        """lengths: size of each row in any unit (with max_tokens: in positions), by row number; None leaves rows unsorted.
-
-        order(epoch) -> (num_rows,), a permutation that suits the storage; default: a uniform one.
-        max_tokens: instead of batch_size rows, a rank gets as many as together fill so many positions, padding included.
-        Raises ValueError when there are fewer rows than ranks, or max_tokens without lengths.
-        """
-        if num_rows < world:
-            raise ValueError(f"{num_rows} rows of data cannot feed {world} processes; start fewer, or give more data")
-        if max_tokens and lengths is None:
-            raise ValueError("--max_tokens needs the rows' lengths, and these files are too big to scan; use --batch_size alone")
-        self.num_rows, self.world, self.seed, self.lengths, self.order, self.max_tokens = num_rows, world, seed, lengths, order, max_tokens
-        self.global_batch = batch_size * world
-        full, rest = divmod(num_rows, self.global_batch)
-        # A rest too small to give every rank a row joins the batch before it: no row is lost, no rank is left out.
-        self.batches_per_epoch = max(1, full + (rest >= world))  # under a budget it differs from epoch to epoch: see first_of
-        self._firsts = [0]
-        self._cached: tuple[int, list[np.ndarray]] | None = None
-
-    def epoch(self, epoch: int) -> list[np.ndarray]:
-        """The epoch's global batches, each an array of row numbers."""
-        if self._cached is None or self._cached[0] != epoch:
-            self._cached = (epoch, self._arrange(epoch))
-        return self._cached[1]
-
-    def first_of(self, epoch: int) -> int:
-        """Number of the epoch's first batch."""
-        if not self.max_tokens:
-            return epoch * self.batches_per_epoch
-        while len(self._firsts) <= epoch:
-            self._firsts.append(self._firsts[-1] + len(self.epoch(len(self._firsts) - 1)))
-        return self._firsts[epoch]
-
-    def locate(self, number: int) -> tuple[int, int]:
-        """(epoch, place in it) of a batch."""
-        epoch = 0 if self.max_tokens else number // self.batches_per_epoch
-        while self.first_of(epoch + 1) <= number:
-            epoch += 1
-        return epoch, number - self.first_of(epoch)
-
-    def position(self, number: int) -> float:
-        """How many epochs lie before batch `number`."""
-        epoch, index = self.locate(number)
-        return epoch + index / (self.first_of(epoch + 1) - self.first_of(epoch))
-
-    def number_at(self, position: float) -> int:
-        """The batch that is as far into the training as `position`, in epochs."""
-        epoch = int(position)
-        return self.first_of(epoch) + round((position - epoch) * (self.first_of(epoch + 1) - self.first_of(epoch)))
-
-    def _arrange(self, epoch: int) -> list[np.ndarray]:
-        rng = np.random.default_rng([self.seed, epoch])
-        order = self.order(epoch) if self.order else rng.permutation(self.num_rows)
-        ends = [i * self.global_batch for i in range(self.batches_per_epoch)] + [self.num_rows]
-        batches = []
-        for first in range(0, self.batches_per_epoch, BUCKET_BATCHES):  # sort and shuffle within a window: reading stays local
-            cuts = np.array(ends[first:first + BUCKET_BATCHES + 1])
-            rows = order[cuts[0]:cuts[-1]]
-            if self.lengths is not None:
-                rows = rows[np.argsort(self.lengths[rows], kind="stable")]
-            parts = np.split(rows, self._cuts(self.lengths[rows]) if self.max_tokens else cuts[1:-1] - cuts[0])
-            batches += [parts[i] for i in rng.permutation(len(parts))]
-        return batches
-
-    def _cuts(self, lengths: np.ndarray) -> list[int]:
-        """Where ascending `lengths` are cut so that no rank's share of a part, padded, exceeds max_tokens (one row always may)."""
-        cuts, first = [], 0
-        while first < len(lengths):
-            most = (self.max_tokens // max(1, lengths[first]) + 1) * self.world
-            share = np.arange(self.world, most + self.world) // self.world  # rows per rank of 1, 2, 3, ... rows
-            cost = share[:len(lengths) - first] * lengths[first:first + most]
-            first += max(self.world, int(np.searchsorted(cost, self.max_tokens, side="right")))
-            if len(lengths) - first < self.world:  # the rest joins, else a rank would get none
-                break
-            cuts.append(first)
-        return cuts
-
-    def rank_batch(self, number: int, rank: int) -> list[tuple[int, int]]:
-        """Batch `number` of `rank`, as (epoch, row) pairs."""
-        epoch, index = self.locate(number)
-        return [(epoch, int(row)) for row in self.epoch(epoch)[index][rank::self.world]]
-
-    def state(self) -> dict:
-        """What a resumed run compares with its own plan."""
-        return {"num_rows": self.num_rows, "global_batch": self.global_batch, "batches_per_epoch": self.batches_per_epoch,
-                "seed": self.seed, **({"max_tokens": self.max_tokens * self.world} if self.max_tokens else {})}
-
-
-class PlannedBatches(Sampler):
-    """Batches `start` to `stop` of a plan for one rank, across epochs: one DataLoader lives through the whole training."""
-
-    def __init__(self, plan: BatchPlan, rank: int, start: int, stop: int):
-        self.plan, self.rank, self.start, self.stop = plan, rank, start, stop
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return (self.plan.rank_batch(number, self.rank) for number in range(self.start, self.stop))
 
 
 class Frontends:
