@@ -15,7 +15,7 @@ from tiny_folders import make_tiny_mimi
 
 from dataset.build_parquet import build
 from dataset.build_stages import Settings, Worker
-from dataset.clean import Gates, check_clip, check_speech, make_clip, normalise_text, read_clip, resize_picture, snr_db
+from dataset.clean import Gates, check_clip, check_heard, make_clip, normalise_text, read_clip, resize_picture, snr_db
 from dataset.parquet_rows import ParquetRows
 from dataset.sources import Item, Reject, Turn, from_dict, layout_of, read_source, to_dict
 from dataset.tables import read_cell
@@ -226,9 +226,9 @@ def test_recogniser_must_hear_the_transcript():
             return self.text
 
     clip = make_clip(speech(2, 0), 16_000)
-    check_speech("The cat sleeps.", clip, Gates(), Hears("the cat sleep"))
+    check_heard("The cat sleeps.", clip, Gates(), Hears("the cat sleep"))
     with pytest.raises(ValueError, match="CER 1.00"):
-        check_speech("The cat sleeps.", clip, Gates(), Hears(""))
+        check_heard("The cat sleeps.", clip, Gates(), Hears(""))
     check_clip(clip, Gates())
     with pytest.raises(ValueError, match="too long"):
         read_clip(encoded(speech(2, 0), 16_000), "x", 0.5)
@@ -269,12 +269,12 @@ SAY = ("import sys, numpy as np, soundfile; text, voice, path = sys.argv[1:]; as
 def test_any_command_can_speak(codec, tmp_path):
     tts = Command(f"{sys.executable} -c '{SAY.replace(chr(39), chr(34))}' {{text}} {{voice}} {{wav}}", ["a", "bb"])
     text = "it's {voice}; $(true) \"quoted\""
-    wav, rate = tts.speak(text, "bb")
-    assert rate == 22_050 and wav.dtype == np.float32 and len(wav) == 22_050 * len(text) // 12
+    wav, rate, phones = tts.speak(text, "bb")
+    assert phones is None and rate == 22_050 and wav.dtype == np.float32 and len(wav) == 22_050 * len(text) // 12
     with pytest.raises(ValueError, match="cannot say that"):
         tts.speak("stop", "a")
     worker = Worker(Settings(codec))
-    worker.tts, worker.settings = tts, Settings(codec, speak_questions=True, language="en")
+    worker.prepare.tts, worker.prepare.settings = tts, Settings(codec, speak_questions=True, language="en")
     said = [("I am the first.", "bb"), ("I am another one.", None), ("stop", None)]
     rows, rejects = worker.build([Item(str(i), [Turn("user", f"Who is number {i}?"), Turn("assistant", text)], "x", speaker)
                                   for i, (text, speaker) in enumerate(said)])
@@ -296,5 +296,5 @@ def test_wrong_speech_commands_are_named():
 def test_installed_programs_speak(name, voice):
     if shutil.which(name) is None:
         pytest.skip(f"{name} is not installed")
-    wav, rate = load_tts(name).speak("-5 degrees, said the cat.", voice)
+    wav, rate, _ = load_tts(name).speak("-5 degrees, said the cat.", voice)
     assert 0.8 < len(wav) / rate < 4 and np.abs(wav).max() > 0.1

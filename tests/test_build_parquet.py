@@ -12,8 +12,9 @@ import torch
 from tiny_folders import make_tiny_campplus, make_tiny_mimi
 
 from dataset import build_parquet, inspect, validate
-from dataset.build_parquet import build, collect_references, run_processes
+from dataset.build_parquet import build, collect_references
 from dataset.build_stages import Settings, Worker, encode_clips
+from dataset.engines import Engine, run_processes
 from dataset.manifest import read_manifest
 from dataset.parquet_rows import ParquetRows
 from model.mimi import Mimi
@@ -59,7 +60,7 @@ def built(folders, settings):
 
 def command(folders, out, *more: str) -> list[str]:
     return [str(folders / "speech"), "--out", str(out), "--codec", str(folders / "mimi"), "--speaker_encoder", str(folders / "campplus"),
-            "--rows_per_shard", "4", "--device", "cpu", *more]
+            "--rows_per_shard", "4", "--device", "cpu", "--tokenizer", "none", *more]
 
 
 def test_rows_are_what_training_reads(built, folders):
@@ -83,7 +84,7 @@ def test_rows_are_what_training_reads(built, folders):
 
 
 def test_workers_shares_and_restarts_give_the_same_bytes(built, folders, settings, tmp_path):
-    two = build([folders / "speech"], tmp_path / "two", settings, workers=2, rows_per_shard=4)
+    two = build([folders / "speech"], tmp_path / "two", settings, Engine(workers=2), rows_per_shard=4)
     assert checksums(two) == checksums(built[1]) and two["key"] == built[1]["key"]
     for share in range(2):
         assert build([folders / "speech"], tmp_path / "shared", settings, shard=(share, 2), rows_per_shard=4) is None
@@ -136,7 +137,7 @@ def test_wrong_arguments_end_with_one_line(folders, tmp_path, capsys, more, mess
 def test_voice_prompts_do_not_depend_on_the_order_of_blocks(folders, settings, tmp_path):
     blocks, _ = build_parquet.plan([folders / "speech"], "auto", None, {"rows_per_shard": 4}, tmp_path, (0, 1))
     list(run_processes(blocks, settings, 1))
-    forward, backward = (collect_references(order, seed=0)["speech"] for order in (blocks, blocks[::-1]))
+    forward, backward = (collect_references(order, settings)["speech"] for order in (blocks, blocks[::-1]))
     assert [entry[:2] for entry in forward] == [entry[:2] for entry in backward] and len(forward) == 11
 
 
