@@ -112,7 +112,7 @@ def unique(entries: Iterable[Item | Reject]) -> Iterator[Item | Reject]:
 
 def finish(blocks: list[Path], out: Path, key: str, settings: Settings) -> dict:
     """Voice prompts, shards, rejects, card, and then the manifest, which is returned."""
-    for stale in [*out.glob("shard-*.parquet"), *out.glob(".shard-*.tmp")]:
+    for stale in [*out.glob("shard-*.parquet"), *out.glob(".*.tmp")]:
         stale.unlink()  # of a run that was killed here
     references = collect_references(blocks, settings)
     summary, shards = Summary(), []

@@ -234,45 +234,42 @@ class Encoder:
     def __call__(self, prepared: list[dict | Reject]) -> tuple[list[dict], list[Reject]]:
         """Rows of PART_SCHEMA, still without voice prompts, and what was refused. All answers of the batch are encoded together."""
         rows, rejects = [], []
-        for row in prepared:
-            try:
-                (rejects if isinstance(row, Reject) else rows).append(row if isinstance(row, Reject) else self._hear(row))
-            except ValueError as error:
-                rejects.append(rejected(row["id"], row["source"], error))
         with one_thread():
-            self._encode(rows)
+            for row in prepared:
+                if isinstance(row, Reject):
+                    rejects.append(row)
+                    continue
+                try:
+                    rows.append(self._one(row))
+                except ValueError as error:
+                    rejects.append(rejected(row["id"], row["source"], error))
+            clips = [reply for row in rows for reply in row["answer_audios"] if isinstance(reply, Clip)]
+            codes = iter(encode_clips(self.codec, [clip.wav for clip in clips]))
+            for row in rows:
+                row["answer_audios"] = [frame_major(next(codes)) if isinstance(reply, Clip) else reply for reply in row["answer_audios"]]
         return rows, rejects
 
-    def _hear(self, row: dict) -> dict:
-        for number, text, clip in row.pop("heard"):
+    def _one(self, row: dict) -> dict:
+        """All but the codes that are encoded in a batch: where those belong, `answer_audios` still holds the Clip."""
+        for number, text, clip in row["heard"]:
             try:
-                with one_thread():
-                    check_heard(text, clip, self.settings.gates, self.recogniser)
+                check_heard(text, clip, self.settings.gates, self.recogniser)
             except ValueError as error:
                 raise ValueError(f"turn {number}: {error}") from error
-        return row
-
-    def _encode(self, rows: list[dict]) -> None:
-        on_grid = hasattr(self.codec, "encode_spoken")
-        clips = [clip for row in rows for clip in row["answer_audios"] if clip is not None and not (on_grid and clip.phones)]
-        codes = iter(encode_clips(self.codec, [clip.wav for clip in clips]))
-        for row in rows:
-            spoken, replies = [clip for clip in row["answer_audios"] if clip is not None], []
-            texts = [message["content"] for message in json.loads(row["conversations"]) if message["role"] == "assistant"]
-            for text, clip in zip(texts, row["answer_audios"]):
-                if clip is None:
-                    replies.append([])
-                elif on_grid and clip.phones:
-                    replies.append(frame_major(np.asarray(self.codec.encode_spoken(clip.wav, text, clip.phones), np.int16)))
-                else:
-                    replies.append(frame_major(next(codes)))
-            row["prompt"] = []
-            if on_grid and spoken and spoken[0].phones:
-                row["prompt"] = frame_major(encode_clips(self.codec, [spoken[0].wav[:self.settings.prompt_frames[1] * FRAME_SAMPLES]])[0])
-            row["answer_audios"] = replies
-            row["seconds"] = sum(clip.seconds for clip in spoken)
-            row["spk_emb"] = self._speaker_vector(spoken)
-            row["tokens"] = self.tokenizer and len(self.tokenizer.encode(" ".join(texts), add_special_tokens=False).ids)
+        clips = [clip for clip in row["answer_audios"] if clip is not None]
+        texts = [message["content"] for message in json.loads(row["conversations"]) if message["role"] == "assistant"]
+        on_grid, prompt = hasattr(self.codec, "encode_spoken"), []
+        if on_grid and clips and clips[0].phones:
+            prompt = frame_major(encode_clips(self.codec, [clips[0].wav[:self.settings.prompt_frames[1] * FRAME_SAMPLES]])[0])
+        replies = []
+        for text, clip in zip(texts, row["answer_audios"]):
+            if clip is None:
+                replies.append([])
+            else:
+                replies.append(frame_major(self.codec.encode_spoken(clip.wav, text, clip.phones)) if on_grid and clip.phones else clip)
+        return row | {"answer_audios": replies, "prompt": prompt, "seconds": sum(clip.seconds for clip in clips),
+                      "spk_emb": self._speaker_vector(clips),
+                      "tokens": self.tokenizer and len(self.tokenizer.encode(" ".join(texts), add_special_tokens=False).ids)}
 
     def _speaker_vector(self, clips: list[Clip]) -> np.ndarray:
         """(192,) float32 of the first answer; empty without a speaker encoder or an answer."""

@@ -32,7 +32,7 @@ from model.mimi import Mimi
 from nano.corpus import SEED, read_jsonl
 from nano.mimi_targets import Analyser
 from nano.speech import RATE, TRAIN_VOICES, Utterance, read_shard, read_timed_shard, render, synthesise
-from nano.word_grid import hop_ends, unit_ends
+from nano.word_grid import GridCodec
 
 MAIN_VOICE = "rms"  # speaks every answer; of the three the recogniser understands it best
 REFERENCE_FRAMES = (25, 50)  # 2-4 s
@@ -137,9 +137,7 @@ def _encode_shard(index, codec, path, batch, word_grid):
 
 def encode_on_grid(codec, utterance, pcm, phones):
     """Codes (8, T) int16 of a clip whose words each begin with a frame."""
-    wav = to_codec(pcm)
-    ends = hop_ends(unit_ends(utterance.text, phones), len(wav))
-    return codec.encode_at(torch.from_numpy(wav), torch.from_numpy(ends)).cpu().numpy().astype(np.int16)
+    return GridCodec(codec).encode_spoken(to_codec(pcm), utterance.text, phones)
 
 
 def load_codec(path, device):
