@@ -36,9 +36,9 @@ class Utterance:
 def render(utterances, out, workers=2, shard_size=256):
     """Synthesise a list of Utterance into `out`; returns the shard index files, in order.
 
-    A shard is `<key>.npy` (all samples after one another, int16) and `<key>.json` (utterances, their lengths and when their phones end); the
-    key names the content, so unchanged shards are not made again. The index is renamed into place last: a shard without one does not
-    exist.
+    A shard is `<key>.npy` (all samples after one another, int16) and `<key>.json` (utterances, their lengths and when their phones end);
+    the key names the content, so unchanged shards are not made again. The index is renamed into place last: a shard without one does
+    not exist.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
