@@ -103,17 +103,20 @@ def file_digest(path) -> str:
 def encode_clips(codec, wavs: list[np.ndarray], batch: int = BATCH) -> list[np.ndarray]:
     """Clips (S_i,) float32 at 24 kHz -> codes (8, ceil(S_i / 1920)) int16 each; `codec` encodes (B, S) to (B, 8, T).
 
-    Similar lengths go together, each filled up with silence: the codec is causal, so what stands behind a clip does not change its codes.
+    Similar lengths go together, longest first, each filled up with silence: the codec is causal, so what stands behind a clip does not
+    change its codes. Mimi's are streams that leave the batch as they end, so that nothing is spent on the silence.
     """
     frames = np.array([-(-len(wav) // FRAME_SAMPLES) for wav in wavs], np.int64)
     codes: list[np.ndarray] = [np.zeros(0)] * len(wavs)
-    by_length = np.argsort(frames, kind="stable")
+    by_length = np.argsort(-frames, kind="stable")
     for start in range(0, len(wavs), batch):
         rows = by_length[start:start + batch]
-        padded = np.zeros((len(rows), int(frames[rows].max()) * FRAME_SAMPLES), np.float32)
+        padded = np.zeros((len(rows), int(frames[rows[0]]) * FRAME_SAMPLES), np.float32)
         for row, i in enumerate(rows):
             padded[row, :len(wavs[i])] = wavs[i]
-        encoded = codec.encode(torch.from_numpy(padded)).cpu().numpy().astype(np.int16)
+        padded = torch.from_numpy(padded)
+        encoded = codec.encode_ending(padded, frames[rows].tolist()) if hasattr(codec, "encode_ending") else codec.encode(padded)
+        encoded = encoded.cpu().numpy().astype(np.int16)
         for row, i in enumerate(rows):
             codes[i] = encoded[row, :, :frames[i]]
     return codes

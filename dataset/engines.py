@@ -114,8 +114,9 @@ def start_ray(ray, engine: Engine) -> None:
     try:
         ray.init(address=engine.address or "local", logging_level="ERROR", log_to_driver=False,
                  runtime_env={"env_vars": {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}}, **here)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise OSError(f"no Ray at --address {engine.address}: {error}") from error
+    except Exception as error:  # Ray raises bare ones, too, when a node does not start in time
+        where = f"--address {engine.address}" if engine.address else "this machine"
+        raise OSError(f"no Ray on {where}: {error}") from error
 
 
 def collect_parts(rows) -> Iterator[Path]:

@@ -198,8 +198,14 @@ def write_corpus(conversations: Iterable[dict], path: Path) -> Path:
     return path
 
 
-def main(argv=None):
-    """0, or 2 with one line on stderr."""
+def build_set(name, conversations, args):
+    """Builds --out/NAME; returns its manifest."""
+    path = write_corpus(conversations, Path(args.out) / "sets" / f"{name}.jsonl")
+    engine = Engine(args.engine, args.workers)
+    return build([path], Path(args.out) / name, settings_for(args, name), engine, rows_per_shard=args.rows_per_shard)
+
+
+def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sets", nargs="+", choices=SETS)
     parser.add_argument("--corpus", default="out/nano/corpus")
@@ -221,12 +227,15 @@ def main(argv=None):
     parser.add_argument("--rows_per_shard", type=int, default=512)
     parser.add_argument("--limit", type=int, help="only so many pairs and conversations of each part, to try things out")
     parser.add_argument("--seed", type=int, default=SEED)
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    """0, or 2 with one line on stderr."""
+    args = parse_args(argv)
     try:
         for name, conversations in plan_sets(args).items():
-            path = write_corpus(conversations, Path(args.out) / "sets" / f"{name}.jsonl")
-            manifest = build([path], Path(args.out) / name, settings_for(args, name), Engine(args.engine, args.workers),
-                             rows_per_shard=args.rows_per_shard)
+            manifest = build_set(name, conversations, args)
             print(f"{args.out}/{name}: {manifest['rows']} rows, {manifest['hours']:.2f} h of speech, {manifest['rejected']} rejected")
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
