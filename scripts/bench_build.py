@@ -38,7 +38,7 @@ from dataset.clean import Gates, check_clip, check_speech, read_clip
 from dataset.engines import Engine
 from dataset.tts import Flite
 from model.audio import resample
-from model.config import INPUT_RATE, SAMPLE_RATE
+from model.config import FRAME_SAMPLES, INPUT_RATE, SAMPLE_RATE
 from model.encoders import CAMPPlus, _funasr_classes
 from model.mimi import Mimi
 from scripts.bench_table import table_line
@@ -156,6 +156,7 @@ def measure_stages(count: int, codec: str, speaker_encoder: str, device: str) ->
 
 @torch.no_grad()
 def transformers_codes(model, wav: np.ndarray) -> np.ndarray:
+    wav = np.pad(wav, (0, -len(wav) % FRAME_SAMPLES))  # filled up with silence, as encode_clips does
     return model.encode(torch.from_numpy(wav)[None, None].to(model.device), num_quantizers=8).audio_codes[0].cpu().numpy()
 
 

@@ -54,12 +54,13 @@ def test_sets_are_planned_built_and_valid(tmp_path):
     for name in ("t2a_train", "multi_noisy", "mix_heldout"):
         rows = build_sets.build_set(name, found[name], args)["rows"]
         assert rows == len(found[name]) == len(ParquetRows(tmp_path / "data" / name, 512, 192))
-        for row in pq.read_table(tmp_path / "data" / name).to_pylist():
+        for row in pq.read_table(tmp_path / "data" / name / "shard-00000.parquet").to_pylist():
             asked = [message["content"] for message in json.loads(row["conversations"]) if message["role"] == "user"]
             assert len(row["answer_audios"]) == len(asked) and all(row["answer_audios"]) and row["kind"]
             assert len(row["question_audios"]) == (0 if name == "t2a_train" else len(asked))
             assert (len(row["image_bytes"]) == 1) == (name == "mix_heldout") == asked[0].startswith("<image>\n")
-    row = next(row for row in pq.read_table(tmp_path / "data" / "t2a_train").to_pylist() if row["speaker"] == "rms")
+    rows = pq.read_table(tmp_path / "data" / "t2a_train" / "shard-00000.parquet").to_pylist()
+    row = next(row for row in rows if row["speaker"] == "rms")
     text = json.loads(row["conversations"])[1]["content"]
     assert len(row["answer_audios"][0]) / 8 == pytest.approx(grid_frames(text), abs=1)  # but for the last pause
 
