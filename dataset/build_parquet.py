@@ -4,7 +4,7 @@
 - Output in --out: shard-00000.parquet ..., rejects.jsonl (what was left out, and why), card.html, and manifest.json, written last.
 - Three steps, each resumable after a kill at any moment: the plan cuts the input into blocks, named by their content; workers turn blocks
   into parts (build_stages.py); the parts get their voice prompts, another utterance of the same speaker, and become shards.
-- Equal input and settings give equal bytes, whatever the number of workers, or how often it was killed.
+- Equal input and settings give equal bytes, whatever the engine or the number of workers, or how often it was killed.
 - Job arrays: `--shard 0/8` ... `--shard 7/8` build a share of the parts each, into one shared --out; then the same command without
   --shard makes the shards.
 
@@ -20,12 +20,9 @@ import shutil
 import sqlite3
 import sys
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from dataclasses import fields
 from itertools import islice
-from multiprocessing import get_context, parent_process
 from pathlib import Path
-from threading import Thread
 
 import numpy as np
 import pyarrow as pa
@@ -33,9 +30,10 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
-from dataset.build_stages import SCHEMA, Settings, Worker, choose, file_digest, part_path, rejects_path
+from dataset.build_stages import SCHEMA, Settings, choose, file_digest, part_path, rejects_path
 from dataset.clean import Gates
 from dataset.data_card import write_card
+from dataset.engines import Engine
 from dataset.manifest import MANIFEST, Summary, new_manifest, read_manifest
 from dataset.sources import LAYOUTS, Item, Reject, read_source, to_dict
 from dataset.tts import load_tts
@@ -43,11 +41,10 @@ from model.checkpoint import replace_atomic, save_json
 from model.config import NUM_CODEBOOKS
 
 ROW_GROUP = 256  # a training row costs decoding its row group once; small ones keep shuffled reading cheap
-REFERENCE_FRAMES = (12, 50)  # a voice prompt is 1-4 s; what is longer is cut
-REFERENCES = 16  # utterances of a speaker that serve as voice prompts
+SMALL_COLUMNS = ["id", "speaker", "language", "kind", "seconds", "tokens"]
 
 
-def build(inputs: list, out, settings: Settings, workers: int = 1, shard: tuple[int, int] = (0, 1), rows_per_shard: int = 512,
+def build(inputs: list, out, settings: Settings, engine: Engine = Engine(), shard: tuple[int, int] = (0, 1), rows_per_shard: int = 512,
           layout: str = "auto", limit: int | None = None) -> dict | None:
     """Build everything at `inputs` into the folder `out`; returns the manifest, or None when `shard` (i, n) asks for a part only.
 
@@ -68,7 +65,7 @@ def build(inputs: list, out, settings: Settings, workers: int = 1, shard: tuple[
         return done
     mine = [block for i, block in enumerate(blocks) if i % shard[1] == shard[0]]
     missing = [block for block in mine if not part_path(block).exists()]
-    for _ in tqdm(run_processes(missing, settings, workers), total=len(mine), initial=len(mine) - len(missing), desc="blocks"):
+    for _ in tqdm(engine.run(missing, settings), total=len(mine), initial=len(mine) - len(missing), desc="blocks"):
         pass
     if shard[1] > 1:
         return None
@@ -111,49 +108,16 @@ def unique(entries: Iterable[Item | Reject]) -> Iterator[Item | Reject]:
             yield entry
 
 
-# ---- block files in, parts on disk
-
-def run_processes(blocks: list[Path], settings: Settings, workers: int) -> Iterator[Path]:
-    """Yields once per finished block. A pool of processes, or this one for `workers` 1."""
-    if workers == 1 or len(blocks) < 2:
-        worker = Worker(settings) if blocks else None
-        yield from map(worker, blocks)
-        return
-    with ProcessPoolExecutor(min(workers, len(blocks)), get_context("spawn"), _watch_parent) as pool:
-        waiting = [pool.submit(_work, settings, block) for block in blocks]
-        try:
-            for future in waiting:
-                yield future.result()
-        except BrokenProcessPool as error:
-            raise OSError("a worker was killed, perhaps for want of memory: run the same command with fewer --workers") from error
-        finally:
-            pool.shutdown(cancel_futures=True)  # after an error: do not build the rest first
-
-
-_worker: Worker | None = None  # of this process of the pool
-
-
-def _work(settings: Settings, block: Path) -> Path:
-    global _worker
-    _worker = _worker or Worker(settings)  # here rather than at the start of the process: what goes wrong then reaches the builder
-    return _worker(block)
-
-
-def _watch_parent() -> None:
-    """A builder that is killed cannot stop its pool, which would wait for work forever."""
-    Thread(target=lambda: parent_process().join() or os._exit(1), daemon=True).start()
-
-
 # ---- parts to shards
 
 def finish(blocks: list[Path], out: Path, key: str, settings: Settings) -> dict:
     """Voice prompts, shards, rejects, card, and then the manifest, which is returned."""
-    for stale in [*out.glob("shard-*.parquet"), *out.glob(".shard-*.tmp")]:
+    for stale in [*out.glob("shard-*.parquet"), *out.glob(".*.tmp")]:
         stale.unlink()  # of a run that was killed here
-    references = collect_references(blocks, settings.seed)
+    references = collect_references(blocks, settings)
     summary, shards = Summary(), []
     for i, block in enumerate(tqdm(blocks, desc="shards")):
-        rows = pq.read_table(part_path(block)).to_pylist()
+        rows = pq.read_table(part_path(block), columns=SCHEMA.names).to_pylist()
         rejects = [json.loads(line) for line in rejects_path(block).read_text(encoding="utf-8").splitlines()]
         summary.add_rejects(rejects)
         if not rows:
@@ -171,21 +135,22 @@ def finish(blocks: list[Path], out: Path, key: str, settings: Settings) -> dict:
     return manifest
 
 
-def collect_references(blocks: list[Path], seed: int) -> dict[str, list[tuple]]:
-    """{speaker: up to REFERENCES of (rank, id, codes flat, speaker vector)}; which ones is decided by their ids, not their order."""
+def collect_references(blocks: list[Path], settings: Settings) -> dict[str, list[tuple]]:
+    """{speaker: up to `settings.prompts` of (rank, id, codes flat, speaker vector)}; their ids decide which ones, not their order."""
     references: dict[str, list[tuple]] = {}
+    shortest, longest = (frames * NUM_CODEBOOKS for frames in settings.prompt_frames)
     for block in tqdm(blocks, desc="voice prompts"):
-        table = pq.read_table(part_path(block), columns=["id", "speaker", "answer_audios", "spk_emb"])
-        for name, speaker, answers, vector in zip(*(table.column(c).to_pylist() for c in table.column_names)):
-            codes = next((answer for answer in answers if answer), [])[:REFERENCE_FRAMES[1] * NUM_CODEBOOKS]
-            if speaker is None or len(codes) < REFERENCE_FRAMES[0] * NUM_CODEBOOKS:
+        table = pq.read_table(part_path(block), columns=["id", "speaker", "answer_audios", "prompt", "spk_emb"])
+        for name, speaker, answers, prompt, vector in zip(*(table.column(c).to_pylist() for c in table.column_names)):
+            codes = (prompt or next((answer for answer in answers if answer), []))[:longest]
+            if speaker is None or len(codes) < shortest:
                 continue
-            rank = hashlib.sha256(f"{seed} {name}".encode("utf-8", "surrogatepass")).hexdigest()
+            rank = hashlib.sha256(f"{settings.seed} {name}".encode("utf-8", "surrogatepass")).hexdigest()
             best = references.setdefault(speaker, [])
-            if len(best) < REFERENCES or rank < best[-1][0]:
+            if len(best) < settings.prompts or rank < best[-1][0]:
                 best.append((rank, name, np.array(codes, np.int16), np.array(vector, np.float32)))
                 best.sort(key=lambda entry: entry[:2])
-                del best[REFERENCES:]
+                del best[settings.prompts:]
     return references
 
 
@@ -200,8 +165,8 @@ def write_shard(rows: list[dict], path: Path) -> dict:
     """The shard's entry in the manifest. Statistics only of the small columns: those of codes and sounds would be larger than useful."""
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
     replace_atomic(path, lambda file: pq.write_table(table, file, compression="zstd", row_group_size=ROW_GROUP,
-                                                     use_dictionary=["speaker", "language"],
-                                                     write_statistics=["id", "speaker", "language", "seconds"]))
+                                                     use_dictionary=["speaker", "language", "kind"],
+                                                     write_statistics=SMALL_COLUMNS))
     return {"file": path.name, "rows": len(rows), "seconds": round(sum(row["seconds"] for row in rows), 2),
             "bytes": path.stat().st_size, "sha256": file_digest(path)}
 
@@ -212,18 +177,25 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("inputs", nargs="+", help=".jsonl, .parquet, .arrow, or a folder; see dataset/sources.py")
     parser.add_argument("--out", required=True, help="folder of the data set")
-    parser.add_argument("--codec", default="model/mimi", help="MimiModel folder")
-    parser.add_argument("--speaker_encoder", default="model/campplus", help="CAM++ folder, or 'none': no speaker vectors")
+    parser.add_argument("--codec", default="model/mimi", help="MimiModel folder, or module:Class=PATH")
+    parser.add_argument("--codec_dtype", default="float32", choices=("float32", "bfloat16"), help="bfloat16 is faster and less exact")
+    parser.add_argument("--speaker_encoder", default="model/campplus", help="CAM++ folder, module:Class=PATH, or 'none': no vectors")
     parser.add_argument("--recogniser", help="SenseVoice folder: refuse recordings in which it does not hear the transcript")
-    parser.add_argument("--tts", help="speak what has no recording: flite, espeak-ng, or a command with {text}, {voice} and {wav}")
+    parser.add_argument("--tokenizer", default="model/nano", help="folder of the tokenizer whose tokens are counted, or 'none'")
+    parser.add_argument("--tts", help="speak what has no recording: flite, espeak-ng, a command of {text} {voice} {wav}, or module:Class")
     parser.add_argument("--voices", nargs="+", default=[], help="of --tts, drawn from by the item's id")
     parser.add_argument("--speak_questions", action="store_true", help="with --tts: user turns, too")
+    parser.add_argument("--question_format", default="flac", choices=("flac", "mp3"), help="of spoken questions")
     parser.add_argument("--language", help="of items that name none")
     parser.add_argument("--layout", default="auto", choices=("auto", *LAYOUTS))
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--engine", default="processes", choices=("processes", "ray"), help="ray: pip install -r requirements-cluster.txt")
+    parser.add_argument("--address", help="of the Ray cluster, 'auto' for the one this machine is in; none: start one here")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes of one thread each")
+    parser.add_argument("--gpu_workers", type=int, default=0, help="with --engine ray: so many further ones, with a GPU each, that encode")
     parser.add_argument("--shard", default="0/1", help="I/N: build only this share of the parts (job arrays)")
     parser.add_argument("--rows_per_shard", type=int, default=512, help="items a shard, and the unit of work")
     parser.add_argument("--limit", type=int, help="only so many items, to try things out")
+    parser.add_argument("--prompts", type=int, default=Settings.prompts, help="utterances of a speaker that serve as voice prompts")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
     gates = parser.add_argument_group("gates")
@@ -245,12 +217,13 @@ def main(argv=None) -> int:
     args = arguments().parse_args(argv)
     gates = Gates(**{name: getattr(args, name) for name in vars(Gates())})
     try:
-        if min(args.workers, args.rows_per_shard, 1 if args.limit is None else args.limit) < 1:
-            raise ValueError("--workers, --rows_per_shard and --limit must be 1 or more")
-        settings = Settings(args.codec, None if args.speaker_encoder == "none" else args.speaker_encoder, args.recogniser, args.tts,
-                            tuple(args.voices), args.speak_questions, args.language, gates, args.seed, args.device)
-        manifest = build(args.inputs, args.out, settings, args.workers, parse_shard(args.shard), args.rows_per_shard, args.layout,
-                         args.limit)
+        if min(args.workers, args.rows_per_shard, args.prompts, 1 if args.limit is None else args.limit) < 1:
+            raise ValueError("--workers, --rows_per_shard, --prompts and --limit must be 1 or more")
+        same = {f.name: getattr(args, f.name) for f in fields(Settings) if hasattr(args, f.name)}
+        optional = {name: None if same[name] == "none" else same[name] for name in ("speaker_encoder", "tokenizer")}
+        settings = Settings(**{**same, **optional, "voices": tuple(args.voices), "gates": gates})
+        engine = Engine(args.engine, args.workers, args.gpu_workers, args.address)
+        manifest = build(args.inputs, args.out, settings, engine, parse_shard(args.shard), args.rows_per_shard, args.layout, args.limit)
     except (ValueError, OSError, ImportError) as error:
         remedy = ": free some space and run the same command again, it goes on" if getattr(error, "errno", 0) == errno.ENOSPC else ""
         print(f"error: {' '.join(str(error).split())}{remedy}", file=sys.stderr)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from model.audio import read_audio, resample
+from model.audio import encode_audio, read_audio, resample
 from model.config import INPUT_RATE, SAMPLE_RATE
 
 LOUDNESS = 2600 / 32768  # root mean square of every utterance: voices differ by 6 dB, which a codec should not spend bits on
@@ -42,6 +42,7 @@ class Clip:
     wav: np.ndarray  # (S,) float32 at 24 kHz
     clipping: float  # share of the original's samples at full scale
     snr_db: float
+    phones: list | None = None  # [(name, seconds at which it ends)] of speech whose synthesiser tells
 
     @property
     def seconds(self) -> float:
@@ -83,23 +84,20 @@ def read_clip(source: str | bytes, name: str, max_seconds: float) -> Clip:
     return make_clip(read_audio(source, info.samplerate, name), info.samplerate)
 
 
-def make_clip(wav: np.ndarray, rate: int) -> Clip:
-    """(S,) float at `rate` Hz -> trimmed and levelled at 24 kHz. ValueError for silence."""
+def make_clip(wav: np.ndarray, rate: int, phones: list | None = None) -> Clip:
+    """(S,) float at `rate` Hz -> trimmed and levelled at 24 kHz, the ends of its phones moved along. ValueError for silence."""
     peak = float(np.abs(wav).max())
     if peak < 1e-3:
         raise ValueError("the recording is silent")
     clipping, noise = float(np.mean(np.abs(wav) >= FULL_SCALE)), snr_db(wav, rate)
-    wav = trim_silence(resample(wav, rate, SAMPLE_RATE), peak * 10 ** (-TRIM_DB / 20), round(LEAD_SECONDS * SAMPLE_RATE))
-    return Clip(level(wav).astype(np.float32), clipping, noise)
-
-
-def trim_silence(wav: np.ndarray, threshold: float, margin: int) -> np.ndarray:
-    """(S,) without the ends in which no |sample| exceeds `threshold`, less `margin` samples that are kept. ValueError for silence."""
-    return wav[sound_span(wav, threshold, margin)]
+    wav = resample(wav, rate, SAMPLE_RATE)
+    kept = sound_span(wav, peak * 10 ** (-TRIM_DB / 20), round(LEAD_SECONDS * SAMPLE_RATE))
+    phones = phones and [(phone, end - kept.start / SAMPLE_RATE) for phone, end in phones]
+    return Clip(level(wav[kept]).astype(np.float32), clipping, noise, phones)
 
 
 def sound_span(wav: np.ndarray, threshold: float, margin: int) -> slice:
-    """What trim_silence keeps."""
+    """(S,) -> all but the ends in which no |sample| exceeds `threshold`, less `margin` samples that are kept. ValueError for silence."""
     loud = np.flatnonzero(np.abs(wav) > threshold)
     if not len(loud):
         raise ValueError("there is nothing but silence")
@@ -131,29 +129,28 @@ def check_clip(clip: Clip, gates: Gates) -> None:
         raise ValueError(f"noisy: {clip.snr_db:.1f} dB between speech and pauses (at least {gates.min_snr_db:g} dB)")
 
 
-def check_speech(text: str, clip: Clip, gates: Gates, recogniser=None) -> None:
-    """ValueError when text and speech cannot belong together: by their lengths, and by `recogniser.transcribe(wav at 16 kHz)`."""
+def check_speech(text: str, clip: Clip, gates: Gates) -> None:
+    """ValueError when text and speech cannot belong together by their lengths."""
     wanted = characters(text)
     rate = len(wanted) / clip.seconds
     if not gates.min_chars_per_second <= rate <= gates.max_chars_per_second:
         raise ValueError(f"transcript and speech do not match: {rate:.1f} characters a second "
                          f"(between {gates.min_chars_per_second:g} and {gates.max_chars_per_second:g})")
-    if recogniser is not None:
-        from rapidfuzz.distance import Levenshtein
-
-        heard = characters(recogniser.transcribe(resample(clip.wav, SAMPLE_RATE, INPUT_RATE)))
-        cer = Levenshtein.distance(wanted, heard) / max(len(wanted), 1)
-        if cer > gates.max_cer:
-            raise ValueError(f"transcript and speech do not match: CER {cer:.2f} against what is heard (at most {gates.max_cer:g})")
 
 
-def encode_question(clip: Clip) -> bytes:
-    """FLAC at 16 kHz, the rate of everything that is listened to."""
-    import soundfile
+def check_heard(text: str, clip: Clip, gates: Gates, recogniser) -> None:
+    """ValueError when `recogniser.transcribe(wav at 16 kHz)` is not the text."""
+    from rapidfuzz.distance import Levenshtein
 
-    buffer = io.BytesIO()
-    soundfile.write(buffer, resample(clip.wav, SAMPLE_RATE, INPUT_RATE).clip(-1, 1), INPUT_RATE, format="FLAC", subtype="PCM_16")
-    return buffer.getvalue()
+    wanted, heard = characters(text), characters(recogniser.transcribe(resample(clip.wav, SAMPLE_RATE, INPUT_RATE)))
+    cer = Levenshtein.distance(wanted, heard) / max(len(wanted), 1)
+    if cer > gates.max_cer:
+        raise ValueError(f"transcript and speech do not match: CER {cer:.2f} against what is heard (at most {gates.max_cer:g})")
+
+
+def encode_question(clip: Clip, format: str = "flac") -> bytes:
+    """The clip at 16 kHz, the rate of everything that is listened to, as a file: "flac", or "mp3" of a sixth of the size."""
+    return encode_audio(resample(clip.wav, SAMPLE_RATE, INPUT_RATE).clip(-1, 1), INPUT_RATE, format)
 
 
 def resize_picture(data: bytes) -> bytes:

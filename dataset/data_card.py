@@ -24,7 +24,7 @@ def card(manifest: dict) -> str:
               "spoken questions": manifest["spoken_questions"], "pictures": manifest["pictures"],
               "rows without a spoken answer": manifest["without_answer"],
               "spoken rows without a voice prompt": manifest["without_reference"], "rejected": manifest["rejected"]}
-    modules = {name: f"{module['folder']} ({module['digest']})" for name, module in manifest["modules"].items()}
+    modules = {name: f"{module['name']} ({module['digest']})" for name, module in manifest["modules"].items()}
     made_with = {**modules, "speech synthesis": manifest["tts"] or "none", **manifest["libraries"], "seed": manifest["seed"]}
     shards = {shard["file"]: f"{shard['rows']} rows, sha256 {shard['sha256']}" for shard in manifest["shards"]}
     sections = [("Totals", _table(totals)), ("Distributions", _image(_plots(manifest))),
@@ -42,16 +42,18 @@ def _table(rows: dict) -> str:
 
 def _image(png: bytes) -> str:
     data = base64.b64encode(png).decode()
-    return f'<img alt="histograms of durations and characters, rows per speaker" src="data:image/png;base64,{data}">'
+    return f'<img alt="histograms of durations, characters and tokens, rows per speaker" src="data:image/png;base64,{data}">'
 
 
 def _plots(manifest: dict) -> bytes:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 3.4), layout="constrained")  # no pyplot: it would keep the figure alive
-    durations, characters, speakers = figure.subplots(1, 3)
+    figure = Figure(figsize=(11, 6.4), layout="constrained")  # no pyplot: it would keep the figure alive
+    (durations, speakers), (characters, tokens) = figure.subplots(2, 2)
+    counted = "" if manifest["histograms"]["tokens"] else " (not counted)"
     for axes, name, width, label in ((durations, "durations", 1, "seconds of speech"),
-                                     (characters, "characters", 10, "characters of text")):
+                                     (characters, "characters", 10, "characters of the answers"),
+                                     (tokens, "tokens", 5, "tokens of the answers" + counted)):
         bins = {int(k): v for k, v in manifest["histograms"][name].items()}
         axes.bar(list(bins), list(bins.values()), width=width, align="edge")
         axes.set(xlabel=label + " a row", ylabel="rows")

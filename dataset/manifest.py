@@ -18,7 +18,7 @@ LIBRARIES = ("torch", "transformers", "pyarrow", "soundfile", "soxr", "numpy")
 
 @dataclass
 class Summary:
-    """Totals of a data set. Histograms are {bin: count}: whole seconds, and characters in tens."""
+    """Totals of a data set. Histograms are {bin: count}: whole seconds, characters in tens, tokens in fives."""
     rows: int = 0
     seconds: float = 0.0  # of speech in answers
     frames: int = 0
@@ -30,6 +30,7 @@ class Summary:
     speakers: Counter = field(default_factory=Counter)
     durations: Counter = field(default_factory=Counter)
     characters: Counter = field(default_factory=Counter)
+    tokens: Counter = field(default_factory=Counter)
     rejects: Counter = field(default_factory=Counter)
     first_reason: str = ""
 
@@ -48,6 +49,8 @@ class Summary:
         self.durations[int(row["seconds"])] += 1
         text = sum(len(m["content"]) for m in json.loads(row["conversations"]) if m["role"] == "assistant")
         self.characters[text // 10 * 10] += 1
+        if row["tokens"] is not None:
+            self.tokens[row["tokens"] // 5 * 5] += 1
 
     def add_rejects(self, rejects: list[dict]) -> None:
         """Count reasons; numbers are left out of them, or nearly every reason would be its own kind."""
@@ -68,7 +71,7 @@ def new_manifest(key: str, summary: Summary, shards: list[dict], settings) -> di
     """`shards` are entries of write_shard; `settings` a build_stages.Settings."""
     counts = {name: dict(sorted(getattr(summary, name).items(), key=lambda pair: (-pair[1], pair[0])))
               for name in ("languages", "speakers", "rejects")}
-    bins = {name: {str(k): v for k, v in sorted(getattr(summary, name).items())} for name in ("durations", "characters")}
+    bins = {name: {str(k): v for k, v in sorted(getattr(summary, name).items())} for name in ("durations", "characters", "tokens")}
     return {"format": FORMAT, "key": key, "rows": summary.rows, "hours": round(summary.seconds / 3600, 6), "frames": summary.frames,
             "frame_seconds": FRAME_SAMPLES / SAMPLE_RATE, "without_answer": summary.without_answer,
             "without_reference": summary.without_reference, "spoken_questions": summary.spoken_questions,

@@ -32,6 +32,7 @@ class Turn:
     text: str
     audio: Cell | None = None
     images: list[Cell] = field(default_factory=list)
+    voice: str | None = None  # of the synthesiser, for a turn without a recording; None: the builder chooses
 
 
 @dataclass
@@ -42,6 +43,7 @@ class Item:
     source: str
     speaker: str | None = None  # who answers
     language: str | None = None
+    kind: str | None = None  # whatever one wants to tell apart in reports
 
 
 @dataclass
@@ -85,7 +87,8 @@ def read_source(path, layout: str = "auto") -> Iterator[Item | Reject]:
 
 
 def read_jsonl(path: Path) -> Iterator[Item | Reject]:
-    """A conversation a line: {"conversations": [{"role", "content", "audio"?, "image"?}], "id"?, "speaker"?, "language"?}.
+    """A conversation a line: {"conversations": [{"role", "content", "audio"?, "image"?, "voice"?}], "id"?, "speaker"?, "language"?,
+    "kind"?}.
 
     {"question", "answer"} is short for a conversation of one turn. Paths are relative to the file's folder; "image" may be a list.
     """
@@ -119,8 +122,8 @@ def parse_conversation(entry, name: str, source: str, folder: Path) -> Item:
         images = [images] if isinstance(images, str) else images
         audio = message.get("audio")
         turns.append(Turn(message["role"], message["content"], Cell(str(folder / audio)) if audio else None,
-                          [Cell(str(folder / image)) for image in images]))
-    return Item(str(entry.get("id", name)), turns, source, _text(entry.get("speaker")), _text(entry.get("language")))
+                          [Cell(str(folder / image)) for image in images], _text(message.get("voice"))))
+    return Item(str(entry.get("id", name)), turns, source, *(_text(entry.get(key)) for key in ("speaker", "language", "kind")))
 
 
 def read_ljspeech(folder: Path) -> Iterator[Item | Reject]:
@@ -194,7 +197,8 @@ def to_dict(entry: Item | Reject) -> dict:
 def from_dict(entry: dict) -> Item | Reject:
     if "reason" in entry:
         return Reject(**entry)
-    turns = [Turn(turn["role"], turn["text"], turn["audio"] and Cell(**turn["audio"]), [Cell(**image) for image in turn["images"]])
+    turns = [Turn(turn["role"], turn["text"], turn["audio"] and Cell(**turn["audio"]), [Cell(**image) for image in turn["images"]],
+                  turn["voice"])
              for turn in entry["turns"]]
     return Item(**{**entry, "turns": turns})
 

@@ -1,7 +1,7 @@
-"""Text to speech for the builder and the nano world: flite, espeak-ng, or any command.
+"""Text to speech for the builder and the nano world: flite, espeak-ng, any command, or a class of one's own.
 
-- A backend is any object with `voices` (names) and `speak(text, voice) -> (wav (S,) float32, rate)`; a neural system such as Qwen3-TTS
-  or CosyVoice is one class of these two members, or a command. `load_tts` makes one by name.
+- A backend is any object with `voices` (names) and `speak(text, voice) -> Speech`, ValueError for a text that it cannot say. `load_tts`
+  makes one by name. A neural system such as Qwen3-TTS or CosyVoice is a class of these two members (see docs/data.md), or a command.
 - `synthesise` is flite with rate and pitch: a voice sped up, or shifted in pitch and formants together (by resampling with the duration
   given back), which makes further speakers out of the four.
 - Equal texts give equal samples: nothing here draws random numbers.
@@ -12,11 +12,13 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import soundfile as sf
 
 from dataset.clean import level, sound_span
+from dataset.extensions import find_class, split_name
 from model.audio import read_audio
 
 FLITE_RATE = 16_000  # what flite produces for these voices
@@ -25,6 +27,13 @@ QUIET = 200 / 32768  # |sample| below this at either end is silence
 MARGIN_SAMPLES = 1920  # silence kept at the ends, 120 ms
 ESPEAK = "espeak-ng -v {voice} -w {wav} -- {text}"
 COMMAND_SECONDS = 120  # a command that takes longer for one text is taken for stuck
+
+
+class Speech(NamedTuple):
+    """What a backend says."""
+    wav: np.ndarray  # (S,) float in [-1, 1]
+    rate: int  # Hz
+    phones: list | None = None  # [(name, seconds at which it ends)], where the backend knows them
 
 
 def synthesise(text, voice, rate=1.0, pitch=1.0, f0=1.0):
@@ -73,19 +82,32 @@ def find_program(name: str) -> str:
 
 
 class Flite:
-    """The flite program with its built-in voices."""
+    """The flite program. A voice may carry rate and pitch, "slt:1.1" or "slt:1:0.9": speakers made out of the built-in ones."""
 
     def __init__(self, voices=()):
         find_program("flite")  # now, not at the first of a million texts
         self.voices = tuple(voices) or FLITE_VOICES[:3]
-        if unknown := set(self.voices) - set(FLITE_VOICES):
-            raise ValueError(f"flite has no voice {sorted(unknown)[0]!r}; choose from {FLITE_VOICES}")
+        for voice in self.voices:
+            flite_voice(voice)
 
-    def speak(self, text: str, voice: str) -> tuple[np.ndarray, int]:
+    def speak(self, text: str, voice: str) -> Speech:
         try:
-            return synthesise(text, voice).astype(np.float32) / 32768, FLITE_RATE
+            wav, phones = synthesise_timed(text, *flite_voice(voice))
+            return Speech(wav.astype(np.float32) / 32768, FLITE_RATE, phones)
         except subprocess.CalledProcessError as error:
             raise ValueError(f"flite failed: {error.stderr.decode(errors='replace').strip()[-200:]}") from error
+
+
+def flite_voice(name: str) -> tuple[str, float, float]:
+    """"slt:1.1:0.9" -> ("slt", 1.1, 0.9): voice, rate and pitch; ValueError for a voice that flite does not have."""
+    voice, *factors = name.split(":")
+    try:
+        rate, pitch = [float(factor) for factor in [*factors, 1, 1][:max(2, len(factors))]]
+    except ValueError as error:
+        raise ValueError(f"the flite voice {name!r} is not VOICE[:RATE[:PITCH]], such as slt:1.1:0.9") from error
+    if voice not in FLITE_VOICES:
+        raise ValueError(f"flite has no voice {voice!r}; choose from {FLITE_VOICES}")
+    return voice, rate, pitch
 
 
 class Command:
@@ -101,7 +123,7 @@ class Command:
         if not self.voices:
             raise ValueError(f"the speech command {template!r} needs --voices NAME...")
 
-    def speak(self, text: str, voice: str) -> tuple[np.ndarray, int]:
+    def speak(self, text: str, voice: str) -> Speech:
         with tempfile.TemporaryDirectory() as folder:
             wav = Path(folder) / "speech.wav"
             fill = {"{text}": text, "{voice}": voice, "{wav}": str(wav)}
@@ -113,7 +135,7 @@ class Command:
                 raise ValueError(f"{command[0]} failed: {error.stderr.decode(errors='replace').strip()[-200:]}") from error
             except (subprocess.TimeoutExpired, sf.SoundFileError) as error:
                 raise ValueError(f"{command[0]} made no sound file: {error}") from error
-            return read_audio(wav, rate), rate
+            return Speech(read_audio(wav, rate), rate)
 
 
 def _fill(part: str, values: dict[str, str]) -> str:
@@ -126,7 +148,13 @@ def _fill(part: str, values: dict[str, str]) -> str:
 
 
 def load_tts(name: str, voices=()):
-    """A backend: "flite", "espeak-ng", or a command with {text}, {voice} and {wav}. FileNotFoundError names a missing program."""
+    """A backend: "flite", "espeak-ng", a command with {text}, {voice} and {wav}, or "module:Class", made by `Class(voices)`.
+
+    FileNotFoundError names a missing program.
+    """
     if name == "flite":
         return Flite(voices)
-    return Command(ESPEAK, tuple(voices) or ("en-us",)) if name == "espeak-ng" else Command(name, voices)
+    if name == "espeak-ng":
+        return Command(ESPEAK, tuple(voices) or ("en-us",))
+    own = split_name(name)[0]
+    return find_class(own)(tuple(voices)) if own else Command(name, voices)

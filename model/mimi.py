@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from model.config import FRAME_SAMPLES, NUM_CODEBOOKS, SAMPLE_RATE
 
 CHUNK_FRAMES = 8  # frames per inner step unless the state says otherwise
+CPU_FRAMES = 32  # of all rows in an inner step of `encode` on a CPU: its largest tensors are then 16 MB when of the released size
+FEW_STEPS = 256  # fewer output steps a row than this, and a CPU is better off with all rows in one product
 ENCODER_PARTS = ("encoder.", "encoder_transformer.", "downsample.")  # state-dict prefixes absent from a decoder-only folder
 
 
@@ -183,9 +185,26 @@ class Mimi:
         wav = wav[None] if wav.ndim == 1 else wav
         if wav.ndim != 2 or not wav.shape[1]:
             raise ValueError(f"encode needs audio of shape (S,) or (B, S) with S > 0, got {tuple(wav.shape)}")
-        state = self.init_encode_state(wav.shape[0], max_frames=4 * CHUNK_FRAMES)
-        return torch.cat([self._encode_chunk(piece, state, None)
-                          for piece in wav.split(state.max_frames * FRAME_SAMPLES, dim=1)], dim=2)
+        return self.encode_ending(wav, [-(-wav.shape[1] // FRAME_SAMPLES)] * len(wav))
+
+    @torch.no_grad()
+    def encode_ending(self, wav: Tensor, frames: list[int]) -> Tensor:
+        """As `encode` of wav (B, S), whose row b ends after frames[b] frames, longest first: a row takes no time once it has ended.
+
+        Codes behind a row's end are zero or mean nothing.
+        """
+        assert frames == sorted(frames, reverse=True) and len(frames) == len(wav), frames
+        wav = torch.as_tensor(wav, dtype=self.dtype, device=self.device)
+        step = 4 * CHUNK_FRAMES
+        if self.device.type == "cpu":
+            step = max(min(step, CPU_FRAMES // len(wav)), 1)
+        state = self.init_encode_state(len(wav), max_frames=step)
+        codes = torch.zeros(len(wav), NUM_CODEBOOKS, frames[0], dtype=torch.long, device=self.device)
+        for start in range(0, frames[0], step):
+            rows = sum(count > start for count in frames)
+            piece = wav[:rows, start * FRAME_SAMPLES:(start + step) * FRAME_SAMPLES]
+            codes[:rows, :, start:start + step] = self._encode_chunk(piece, state.first(rows), None)
+        return codes
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
@@ -279,6 +298,8 @@ def _conv(x: Tensor, conv: Conv, past: Tensor, fresh: Tensor, active: Tensor | N
         _keep(past, x[:, -conv.left:], active)
     if conv.span > 1:  # (B, T, taps * C_in), a view: neighbouring steps lie side by side in memory
         x = x.unfold(1, conv.span, conv.stride)[..., ::conv.dilation].transpose(2, 3).flatten(2)
+        if len(x) > 1 and x.shape[1] < FEW_STEPS and x.device.type == "cpu":
+            x = x.contiguous()  # a view is multiplied row by row, the weights packed anew for each: up to 200 times slower in bfloat16
     y = F.linear(x, conv.weight, conv.bias)
     return y.reshape(y.shape[0], y.shape[1] * conv.upsample, -1)
 

@@ -32,7 +32,7 @@ from model.mimi import Mimi
 from nano.corpus import SEED, read_jsonl
 from nano.mimi_targets import Analyser
 from nano.speech import RATE, TRAIN_VOICES, Utterance, read_shard, read_timed_shard, render, shard_utterances, synthesise
-from nano.word_grid import hop_ends, letters_said, unit_ends
+from nano.word_grid import GridCodec, letters_said, unit_ends
 
 MAIN_VOICE = "rms"  # speaks every answer; of the three the recogniser understands it best
 REFERENCE_FRAMES = (25, 50)  # 2-4 s
@@ -155,9 +155,8 @@ def _encode_shard(index, codec, path, batch, word_grid):
 def encode_on_grid(codec, utterance, pcm, phones):
     """A clip whose words each begin with a frame: codes (8, T) int16, and which letter each frame says (word_grid.letters_said)."""
     wav = to_codec(pcm)
-    units = unit_ends(utterance.text, phones)
-    codes = codec.encode_at(torch.from_numpy(wav), torch.from_numpy(hop_ends(units, len(wav))))
-    return codes.cpu().numpy().astype(np.int16), letters_said(utterance.text, units, len(wav))
+    letters = letters_said(utterance.text, unit_ends(utterance.text, phones), len(wav))
+    return GridCodec(codec).encode_spoken(wav, utterance.text, phones), letters
 
 
 def load_codec(path, device):

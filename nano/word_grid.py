@@ -11,9 +11,10 @@ import subprocess
 from functools import cache
 
 import numpy as np
+import torch
 
 from dataset.tts import find_program
-from nano.mimi_targets import FRAME_SAMPLES, HOP, SAMPLE_RATE
+from nano.mimi_targets import FRAME_SAMPLES, HOP, SAMPLE_RATE, Analyser
 
 PAUSE = "pau"
 WORD = r"[A-Za-z0-9']+"
@@ -88,3 +89,23 @@ def _whole_frames(units, samples):
     if pause[0]:
         frames[0] = 1
     return ends, frames
+
+
+class GridCodec:
+    """The codes the nano Talker is taught, as dataset.build_parquet takes them: `--codec nano.word_grid:GridCodec=targets.pt`."""
+
+    def __init__(self, analyser):
+        self.analyser = analyser
+
+    @classmethod
+    def load(cls, path, device="cpu"):
+        return cls(Analyser.load(path, device))
+
+    def encode(self, wav):
+        """wav (B, S) at 24 kHz -> codes (B, 8, ceil(S / 1920)) of speech as it is."""
+        return self.analyser.encode(wav)
+
+    def encode_spoken(self, wav, text, phones):
+        """wav (S,) float32 at 24 kHz and when its phones end -> codes (8, T) int16, every word beginning with a frame."""
+        ends = hop_ends(unit_ends(text, phones), len(wav))
+        return self.analyser.encode_at(torch.from_numpy(wav), torch.from_numpy(ends)).cpu().numpy().astype(np.int16)

@@ -3,23 +3,26 @@ import io
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+import torch
 from PIL import Image
 from test_build_parquet import SENTENCE, speech
 from tiny_folders import make_tiny_mimi
 
 from dataset.build_parquet import build
-from dataset.build_stages import Settings, Worker
-from dataset.clean import Gates, check_clip, check_speech, make_clip, normalise_text, read_clip, resize_picture, snr_db
+from dataset.build_stages import Settings, Worker, content_digest
+from dataset.clean import (Gates, check_clip, check_heard, encode_question, make_clip, normalise_text, read_clip, resize_picture,
+                           snr_db)
 from dataset.parquet_rows import ParquetRows
 from dataset.sources import Item, Reject, Turn, from_dict, layout_of, read_source, to_dict
 from dataset.tables import read_cell
-from dataset.tts import Command, Flite, load_tts
+from dataset.tts import Command, Flite, Speech, load_tts
 from model.config import SAMPLE_RATE
 
 FORMATS = {"stereo44k.wav": (2, 44_100, "PCM_16"), "mono8k.wav": (1, 8_000, "PCM_16"), "studio192k.wav": (1, 192_000, "PCM_24"),
@@ -226,9 +229,9 @@ def test_recogniser_must_hear_the_transcript():
             return self.text
 
     clip = make_clip(speech(2, 0), 16_000)
-    check_speech("The cat sleeps.", clip, Gates(), Hears("the cat sleep"))
+    check_heard("The cat sleeps.", clip, Gates(), Hears("the cat sleep"))
     with pytest.raises(ValueError, match="CER 1.00"):
-        check_speech("The cat sleeps.", clip, Gates(), Hears(""))
+        check_heard("The cat sleeps.", clip, Gates(), Hears(""))
     check_clip(clip, Gates())
     with pytest.raises(ValueError, match="too long"):
         read_clip(encoded(speech(2, 0), 16_000), "x", 0.5)
@@ -269,18 +272,84 @@ SAY = ("import sys, numpy as np, soundfile; text, voice, path = sys.argv[1:]; as
 def test_any_command_can_speak(codec, tmp_path):
     tts = Command(f"{sys.executable} -c '{SAY.replace(chr(39), chr(34))}' {{text}} {{voice}} {{wav}}", ["a", "bb"])
     text = "it's {voice}; $(true) \"quoted\""
-    wav, rate = tts.speak(text, "bb")
-    assert rate == 22_050 and wav.dtype == np.float32 and len(wav) == 22_050 * len(text) // 12
+    wav, rate, phones = tts.speak(text, "bb")
+    assert phones is None and rate == 22_050 and wav.dtype == np.float32 and len(wav) == 22_050 * len(text) // 12
     with pytest.raises(ValueError, match="cannot say that"):
         tts.speak("stop", "a")
     worker = Worker(Settings(codec))
-    worker.tts, worker.settings = tts, Settings(codec, speak_questions=True, language="en")
+    worker.prepare.tts, worker.prepare.settings = tts, Settings(codec, speak_questions=True, language="en")
     said = [("I am the first.", "bb"), ("I am another one.", None), ("stop", None)]
     rows, rejects = worker.build([Item(str(i), [Turn("user", f"Who is number {i}?"), Turn("assistant", text)], "x", speaker)
                                   for i, (text, speaker) in enumerate(said)])
     assert [r.reason.startswith("turn 2: ") for r in rejects] == [True] and [row["language"] for row in rows] == ["en", "en"]
     assert rows[0]["speaker"] == "bb" and rows[1]["speaker"] in ("a", "bb")
     assert all(row["question_audios"][0].startswith(b"fLaC") and len(row["answer_audios"][0]) > 80 for row in rows)
+
+
+class Beeps:
+    """A synthesiser of one's own, named "test_build_inputs:Beeps"; it knows when its words end."""
+
+    def __init__(self, voices):
+        self.voices = voices or ("low", "high")
+
+    def speak(self, text: str, voice: str) -> Speech:
+        wav = speech(len(text) / 12, len(voice))
+        return Speech(wav, 16_000, [(word, len(wav) / 16_000 * (i + 1) / len(text.split())) for i, word in enumerate(text.split())])
+
+
+class WordCodec:
+    """A codec of one's own: a frame a word where the words are known, which are then all 1; else all 0."""
+
+    @classmethod
+    def load(cls, path, device):
+        assert path.endswith("books.txt")
+        return cls()
+
+    def encode(self, wav):
+        return torch.zeros(len(wav), 8, -(-wav.shape[1] // 1920), dtype=torch.long)
+
+    def encode_spoken(self, wav, text, phones):
+        if "stop" in text:
+            raise ValueError("the words are not where they should be")
+        assert len(phones) == len(text.split()) and abs(phones[-1][1] - len(wav) / SAMPLE_RATE) < 0.3
+        return np.ones((8, len(phones)), np.int16)
+
+
+def test_own_classes_for_synthesis_and_codec(tmp_path):
+    (tmp_path / "books.txt").write_text("x")
+    lines = [{"id": str(i), "question": "Hi", "answer": f"{SENTENCE} {i}"} for i in range(3)]
+    lines += [{"id": "stop", "question": "Hi", "answer": f"stop, {SENTENCE}"},
+              {"id": "ask", "kind": "asked", "conversations": [{"role": "user", "content": SENTENCE, "voice": "high"},
+                                                               {"role": "assistant", "content": SENTENCE, "voice": "low"}]}]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    settings = Settings(f"test_build_inputs:WordCodec={tmp_path / 'books.txt'}", tts="test_build_inputs:Beeps", question_format="mp3")
+    manifest = build([tmp_path / "in.jsonl"], tmp_path / "out", settings)
+    digest = content_digest(tmp_path / "books.txt")
+    assert manifest["modules"]["mimi"] == {"name": "test_build_inputs:WordCodec=books.txt", "digest": digest}
+    assert manifest["rows"] == 4 and "not where they should be" in (tmp_path / "out" / "rejects.jsonl").read_text()
+    rows = {row["id"]: row for row in pq.read_table(tmp_path / "out" / "shard-00000.parquet").to_pylist()}
+    assert rows["0"]["answer_audios"] == [[1] * 8 * 8] and rows["ask"]["speaker"] == "low" and rows["ask"]["kind"] == "asked"
+    prompts = [row["ref_audios"] for row in rows.values() if row["ref_audios"]]
+    assert len(prompts) >= 2 and all(set(prompt) == {0} and len(prompt) > 8 * 12 for prompt in prompts)  # the codes of plain speech
+    sound = rows["ask"]["question_audios"][0]
+    assert soundfile.info(io.BytesIO(sound)).format == "MP3"
+    assert sound == encode_question(make_clip(*Beeps(()).speak(SENTENCE, "high")), "mp3")
+    (tmp_path / "books.txt").write_text("y")
+    assert settings.key() != manifest["key"] and content_digest(tmp_path / "books.txt") != digest
+    for name in ("test_build_inputs:Nothing", "nowhere:Beeps"):
+        with pytest.raises(ValueError, match=f"no class {name}"):
+            load_tts(name)
+
+
+def test_tokens_are_counted(codec, tmp_path):
+    folder = Path(__file__).parents[1] / "model" / "nano"
+    lines = [{"question": "Hi", "answer": "Hello."}, {"question": "Hi", "answer": "The dog lives in the house."}]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    manifest = build([tmp_path / "in.jsonl"], tmp_path / "out", Settings(codec, tokenizer=str(folder)))
+    counts = pq.read_table(tmp_path / "out" / "shard-00000.parquet").column("tokens").to_pylist()
+    assert 0 < counts[0] < counts[1] < 20 and sum(manifest["histograms"]["tokens"].values()) == 2
+    with pytest.raises(FileNotFoundError, match="no tokenizer.json"):
+        Worker(Settings(codec, tokenizer=codec))
 
 
 def test_wrong_speech_commands_are_named():
@@ -296,5 +365,5 @@ def test_wrong_speech_commands_are_named():
 def test_installed_programs_speak(name, voice):
     if shutil.which(name) is None:
         pytest.skip(f"{name} is not installed")
-    wav, rate = load_tts(name).speak("-5 degrees, said the cat.", voice)
+    wav, rate, _ = load_tts(name).speak("-5 degrees, said the cat.", voice)
     assert 0.8 < len(wav) / rate < 4 and np.abs(wav).max() > 0.1

@@ -1,7 +1,12 @@
 """The data builder: equal bytes whatever happens, resuming, sharing the work, looking at and checking what was built."""
 import errno
 import os
+import random
 import shutil
+import sys
+import time
+from dataclasses import replace
+from multiprocessing import get_context
 
 import numpy as np
 import pyarrow as pa
@@ -9,11 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
-from tiny_folders import make_tiny_campplus, make_tiny_mimi
+from tiny_folders import make_tiny_campplus, make_tiny_mimi, make_tiny_sensevoice
 
-from dataset import build_parquet, inspect, validate
-from dataset.build_parquet import build, collect_references, run_processes
-from dataset.build_stages import Settings, Worker, encode_clips
+from dataset import build_parquet, engines, inspect, validate
+from dataset.build_parquet import build, collect_references
+from dataset.build_stages import Settings, Worker, encode_clips, part_path, rejects_path
+from dataset.engines import Engine, run_processes
 from dataset.manifest import read_manifest
 from dataset.parquet_rows import ParquetRows
 from model.mimi import Mimi
@@ -59,7 +65,7 @@ def built(folders, settings):
 
 def command(folders, out, *more: str) -> list[str]:
     return [str(folders / "speech"), "--out", str(out), "--codec", str(folders / "mimi"), "--speaker_encoder", str(folders / "campplus"),
-            "--rows_per_shard", "4", "--device", "cpu", *more]
+            "--rows_per_shard", "4", "--device", "cpu", "--tokenizer", "none", *more]
 
 
 def test_rows_are_what_training_reads(built, folders):
@@ -83,12 +89,76 @@ def test_rows_are_what_training_reads(built, folders):
 
 
 def test_workers_shares_and_restarts_give_the_same_bytes(built, folders, settings, tmp_path):
-    two = build([folders / "speech"], tmp_path / "two", settings, workers=2, rows_per_shard=4)
+    two = build([folders / "speech"], tmp_path / "two", settings, Engine(workers=2), rows_per_shard=4)
     assert checksums(two) == checksums(built[1]) and two["key"] == built[1]["key"]
     for share in range(2):
         assert build([folders / "speech"], tmp_path / "shared", settings, shard=(share, 2), rows_per_shard=4) is None
     assert len(list((tmp_path / "shared" / "work").glob("*-*.parquet"))) == 3
     assert checksums(build([folders / "speech"], tmp_path / "shared", settings, rows_per_shard=4)) == checksums(built[1])
+
+
+def test_actors_of_ray_give_the_same_parts(built, folders, settings, tmp_path):
+    """The two stages as Ray Data runs them, with the batches of all blocks arriving in another order."""
+    blocks, _ = build_parquet.plan([folders / "speech"], "auto", None, {"rows_per_shard": 4}, tmp_path, (0, 1))
+    for block in blocks:
+        engines.Worker(settings)(block)
+    expected = {path.name: path.read_bytes() for block in blocks for path in (part_path(block), rejects_path(block))}
+    for name in expected:
+        (tmp_path / name).unlink()
+    prepare, encode = engines.PrepareActor(settings), engines.EncodeActor(settings)
+    rows = [encode(row) for block in blocks for row in prepare({"block": np.array([str(block)])})]
+    rows = [{name: column[0] for name, column in row.items()} for row in rows[::-1]]
+    assert set(engines.collect_parts(rows)) == {part_path(block) for block in blocks}
+    assert {name: (tmp_path / name).read_bytes() for name in expected} == expected
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_ray_gives_the_same_bytes(built, folders, settings, tmp_path):
+    pytest.importorskip("ray.data", reason="pip install -r requirements-cluster.txt")
+    assert checksums(build([folders / "speech"], tmp_path / "ray", settings, Engine("ray", 2), rows_per_shard=4)) == checksums(built[1])
+    with pytest.raises(OSError, match="cannot transcribe|Ray engine failed"):  # what goes wrong in an actor reaches the builder
+        make_tiny_sensevoice(tmp_path / "ears")
+        (tmp_path / "ears" / "bpe.model").unlink()
+        build([folders / "speech"], tmp_path / "none", replace(settings, recogniser=str(tmp_path / "ears")), Engine("ray", 1))
+
+
+def test_ray_that_is_not_installed_is_named(folders, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert build_parquet.main(command(folders, tmp_path / "out", "--engine", "ray")) == 2
+    assert "requirements-cluster.txt" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # the child only builds, then ends without Python's clean-up
+def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(folders, settings, tmp_path):
+    """kill -9 at 10 random moments, each followed by the same call. Forked, not started anew: the moments then fall into the build."""
+    threads, rng = torch.get_num_threads(), random.Random(0)
+
+    def start(out):
+        process = get_context("fork").Process(target=build, args=([folders / "speech"], out, settings), kwargs={"rows_per_shard": 2})
+        process.start()
+        return process
+
+    torch.set_num_threads(1)
+    try:
+        begun = time.monotonic()
+        start(tmp_path / "whole").join()
+        seconds, unfinished = time.monotonic() - begun, 0
+        expected = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+        for moment in range(10):
+            out = tmp_path / str(moment)
+            process = start(out)
+            time.sleep(rng.uniform(0, seconds))
+            process.kill()
+            process.join()
+            unfinished += not (out / "manifest.json").exists()
+            build([folders / "speech"], out, settings, rows_per_shard=2)
+            assert {path.name: path.read_bytes() for path in out.iterdir()} == expected, f"after kill {moment}"
+    finally:
+        torch.set_num_threads(threads)
+    assert unfinished >= 5, "the kills came too late to mean anything"
 
 
 def test_full_disk_is_told_and_what_was_done_is_kept(built, folders, tmp_path, monkeypatch, capsys):
@@ -136,7 +206,7 @@ def test_wrong_arguments_end_with_one_line(folders, tmp_path, capsys, more, mess
 def test_voice_prompts_do_not_depend_on_the_order_of_blocks(folders, settings, tmp_path):
     blocks, _ = build_parquet.plan([folders / "speech"], "auto", None, {"rows_per_shard": 4}, tmp_path, (0, 1))
     list(run_processes(blocks, settings, 1))
-    forward, backward = (collect_references(order, seed=0)["speech"] for order in (blocks, blocks[::-1]))
+    forward, backward = (collect_references(order, settings)["speech"] for order in (blocks, blocks[::-1]))
     assert [entry[:2] for entry in forward] == [entry[:2] for entry in backward] and len(forward) == 11
 
 

@@ -1,0 +1,247 @@
+"""The nano world's data sets by dataset.build_parquet: corpus -> JSONL of conversations -> checked shards.
+
+- `t2a`: typed questions, spoken answers; `a2a`: spoken questions; `multi`: conversations of several turns; `i2t`: questions about pictures,
+  typed ("i2t"), spoken ("mix") and told in words ("told"). Each NAME has `NAME_train` and held-out parts, one folder of shards per part.
+- A JSONL in --out/sets says who says what: every spoken turn names its voice, as nano.build_data, build_a2a and build_i2t draw it.
+- Codes are on the grid of words (nano/word_grid.py) with --codec targets.pt, as the builder's own class GridCodec; a MimiModel folder's
+  encoder hears speech as it is.
+- Resumable and shared among --workers as every build is; a finished folder is left alone.
+
+    python -m nano.build_sets t2a --speaker_encoder model/nano/campplus --strangers 0.1
+    python -m nano.build_sets a2a multi i2t --codec model/nano/mimi --workers 16
+"""
+import argparse
+import json
+import os
+import random
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import soundfile as sf
+
+from dataset.augment import add_noise, pink_noise
+from dataset.build_parquet import build
+from dataset.build_stages import Settings
+from dataset.clean import Gates
+from dataset.engines import Engine
+from model.checkpoint import replace_atomic
+from nano import build_i2t, multi_turn
+from nano.build_a2a import NOISE_DB, UNSEEN_VOICE, as_talks, ask, replies
+from nano.build_data import MAIN_VOICE, REFERENCE_FRAMES, REFERENCE_POOL, estranged, voiced
+from nano.corpus import SEED, read_jsonl
+from nano.speech import RATE, TRAIN_VOICES, synthesise
+
+SETS = ("t2a", "a2a", "multi", "i2t")
+GATES = Gates(min_snr_db=0.0)  # flite is clean; the noisy held-out questions are meant to be noisy
+
+
+def voice_name(utterance, rate=True):
+    """An Utterance's voice as dataset.tts.Flite knows it; without the rate it names the speaker."""
+    rate = utterance.rate if rate else 1.0
+    return utterance.voice if (rate, utterance.pitch) == (1.0, 1.0) else f"{utterance.voice}:{rate:g}:{utterance.pitch:g}"
+
+
+def conversation(name, messages, kind, speaker):
+    return {"id": name, "conversations": messages, "speaker": speaker, "kind": kind}
+
+
+def read_aloud(name, items, utterances, seed):
+    """T2A: one conversation per item and Utterance of its answer, in random order."""
+    by_text = {}
+    for utterance in dict.fromkeys(utterances):
+        by_text.setdefault(utterance.text, []).append(utterance)
+    found = []
+    for i, item in enumerate(items):
+        for said in by_text[item["answer"]]:
+            messages = [{"role": "user", "content": item["question"]},
+                        {"role": "assistant", "content": item["answer"], "voice": voice_name(said)}]
+            found.append(conversation(f"{name}-{i}-{voice_name(said)}", messages, item["kind"], voice_name(said, rate=False)))
+    random.Random(f"{seed} {name}").shuffle(found)
+    return found
+
+
+def talked(name, talks, asked, share, seed):
+    """A2A and multi-turn: every user turn asked by its Utterance (or, given a path, recorded there), all replies by one voice.
+
+    `share` of the conversations are answered by each voice but the main one as often as by it, as in nano.build_data.
+    """
+    rng, found = random.Random(f"{seed} {name}"), []
+    for i, (talk, turns) in enumerate(zip(talks, asked, strict=True)):
+        said = [{u.voice for u in voiced([{"answer": text}], share, (1.0,), seed)} for text in replies(talk)]
+        voice, turns, messages = rng.choice(sorted(set.intersection(*said))), iter(turns), []
+        for message in talk["messages"]:
+            spoken = {"voice": voice}
+            if message["role"] == "user":
+                turn = next(turns)
+                spoken = {"audio": str(turn)} if isinstance(turn, Path) else {"voice": voice_name(turn)}
+            messages.append({**message, **spoken})
+        found.append(conversation(f"{name}-{i}", messages, talk["kind"], voice))
+    rng.shuffle(found)
+    return found
+
+
+def pictured(variant, name, items, asked, folder, share, seed):
+    """I2T: questions about the pictures in `folder`; "mix" asks the first len(asked) aloud, "told" describes the scene instead."""
+    rng, found = random.Random(f"{seed} {name}"), []
+    for i, item in enumerate(items[:len(asked)] if variant == "mix" else items):
+        said = rng.choice(voiced([item], share, (1.0,), seed))
+        user = {"role": "user", "content": item["question"], "image": str(picture_path(folder, item["picture"]))}
+        if variant == "told":
+            user = {"role": "user", "content": f"{item['told']} {item['question']}"}
+        if variant == "mix":
+            user["voice"] = voice_name(asked[i])
+        messages = [user, {"role": "assistant", "content": item["answer"], "voice": said.voice}]
+        found.append(conversation(f"{name}-{i}", messages, item["kind"], said.voice))
+    rng.shuffle(found)
+    return found
+
+
+# ---- recordings and pictures that are made beforehand
+
+def noisy(asked, folder):
+    """Paths in place of the Utterances of `asked`: recordings under pink noise, made where they are missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {}
+    for utterance in dict.fromkeys(utterance for turns in asked for utterance in turns):
+        path = paths[utterance] = (folder / f"{len(paths):05d}.flac").resolve()
+        if not path.exists():
+            wav = synthesise(utterance.text, utterance.voice, utterance.rate, utterance.pitch).astype(np.float32) / 32768
+            wav = add_noise(wav, pink_noise(len(wav), np.random.default_rng(len(paths))), NOISE_DB).clip(-1, 1)
+            replace_atomic(path, partial(sf.write, data=wav, samplerate=RATE, format="FLAC", subtype="PCM_16"))
+    return [[paths[utterance] for utterance in turns] for turns in asked]
+
+
+def picture_path(folder, number):
+    return (Path(folder) / f"{number:06d}.png").resolve()
+
+
+def paint(seed, heldout, folder, number):
+    path = picture_path(folder, number)
+    if not path.exists():
+        data = build_i2t.paint(seed, heldout, number)
+        replace_atomic(path, lambda file: file.write(data))
+
+
+# ---- the sets
+
+def t2a(args, corpus):
+    """{name: conversations}."""
+    found = {}
+    for part in ("train", "words", "heldout"):
+        items = corpus[part]
+        said = voiced(items, 1.0 if part == "heldout" else args.others, (1.0,), args.seed)
+        said += estranged(items, args.strangers, args.seed) if part == "train" else []
+        found[f"t2a_{part}"] = read_aloud(f"t2a_{part}", items, said, args.seed)
+    return found
+
+
+def spoken(name, talks, other_talks, args):
+    """{name: conversations} of `talks` for training and of `other_talks` held out: by known voices, under noise, by an unknown voice."""
+    seed = f"{args.seed} {name}"
+    found = {f"{name}_train": talked(f"{name}_train", talks, ask(talks, TRAIN_VOICES, seed), args.others, args.seed)}
+    for condition, voices in (("heldout", TRAIN_VOICES), ("noisy", TRAIN_VOICES), ("unseen", (UNSEEN_VOICE,))):
+        asked = ask(other_talks, voices, seed, plain=True)
+        if condition == "noisy":
+            asked = noisy(asked, Path(args.out) / "sets" / f"{name}_noisy")
+        part = f"{name}_{condition}"
+        found[part] = talked(part, other_talks, asked, args.others, args.seed)
+    return found
+
+
+def i2t(args):
+    found = {}
+    for part, heldout, count, per_picture, aloud in (("train", False, args.questions, args.per_picture, args.spoken),
+                                                     ("heldout", True, args.heldout, 1, args.heldout)):
+        items = build_i2t.plan(count, per_picture, heldout, args.seed)
+        folder = Path(args.out) / "sets" / f"pictures_{part}"
+        with ProcessPoolExecutor(args.workers) as pool:
+            list(pool.map(partial(paint, args.seed, heldout, folder), dict.fromkeys(item["picture"] for item in items), chunksize=32))
+        asked = build_i2t.asking(items[:aloud], f"{args.seed} {part}")
+        for variant in ("i2t", "mix", "told"):
+            found[f"{variant}_{part}"] = pictured(variant, f"{variant}_{part}", items, asked, folder, args.others, args.seed)
+    return found
+
+
+def plan_sets(args):
+    """{name: conversations} of all --sets; deterministic for a seed."""
+    corpus = {part: read_jsonl(Path(args.corpus) / f"{part}.jsonl") for part in ("train", "words", "heldout")}
+    found = {}
+    if "multi" in args.sets:
+        talks, other_talks = multi_turn.build(corpus["train"], corpus["heldout"], random.Random(args.seed), args.conversations)
+        found |= spoken("multi", talks[:args.limit], other_talks[:args.limit], args)
+    corpus = {part: items[:args.limit] for part, items in corpus.items()}
+    if "t2a" in args.sets:
+        found |= t2a(args, corpus)
+    if "a2a" in args.sets:
+        found |= spoken("a2a", as_talks(corpus["train"]) * args.askings, as_talks(corpus["heldout"]), args)
+    if "i2t" in args.sets:
+        found |= i2t(args)
+    return {name: conversations for name, conversations in found.items() if conversations}
+
+
+def settings_for(args, name):
+    codec = args.codec if Path(args.codec).is_dir() else f"nano.word_grid:GridCodec={args.codec}"
+    return Settings(codec, None if args.speaker_encoder == "none" else args.speaker_encoder, tts="flite", voices=TRAIN_VOICES,
+                    question_format="mp3" if name.endswith("_train") else "flac", language="en", gates=GATES, seed=args.seed,
+                    tokenizer=None if args.tokenizer == "none" else args.tokenizer, prompt_frames=REFERENCE_FRAMES,
+                    prompts=REFERENCE_POOL, device=args.device)
+
+
+def write_corpus(conversations: Iterable[dict], path: Path) -> Path:
+    """The JSONL that the builder reads."""
+    text = "".join(json.dumps(entry) + "\n" for entry in conversations)
+    replace_atomic(path, lambda file: file.write(text.encode()))
+    return path
+
+
+def build_set(name, conversations, args):
+    """Builds --out/NAME; returns its manifest."""
+    path = write_corpus(conversations, Path(args.out) / "sets" / f"{name}.jsonl")
+    engine = Engine(args.engine, args.workers)
+    return build([path], Path(args.out) / name, settings_for(args, name), engine, rows_per_shard=args.rows_per_shard)
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("sets", nargs="+", choices=SETS)
+    parser.add_argument("--corpus", default="out/nano/corpus")
+    parser.add_argument("--codec", default="out/nano/codec/targets.pt", help="targets.pt of nano.train_mimi, or a MimiModel folder")
+    parser.add_argument("--speaker_encoder", default="model/nano/campplus", help="CAM++ folder, or 'none'")
+    parser.add_argument("--tokenizer", default="model/nano", help="folder of the tokenizer whose tokens are counted, or 'none'")
+    parser.add_argument("--out", default="out/nano/data")
+    parser.add_argument("--others", type=float, default=0.25, help=f"share of the answers that voices but {MAIN_VOICE} speak, too")
+    parser.add_argument("--strangers", type=float, default=0.0, help="t2a: share of the answers that a made-up speaker says, too")
+    parser.add_argument("--askings", type=int, default=2, help="a2a: rows for each pair of the corpus")
+    parser.add_argument("--conversations", type=int, default=6000, help="multi: at most so many for training")
+    parser.add_argument("--questions", type=int, default=20_000, help="i2t: for training")
+    parser.add_argument("--spoken", type=int, default=6000, help="i2t: how many of them are also asked aloud")
+    parser.add_argument("--per_picture", type=int, default=2, help="i2t: training questions about one picture")
+    parser.add_argument("--heldout", type=int, default=300, help="i2t: held-out questions, each with its own picture")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--engine", default="processes", choices=("processes", "ray"))
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--rows_per_shard", type=int, default=512)
+    parser.add_argument("--limit", type=int, help="only so many pairs and conversations of each part, to try things out")
+    parser.add_argument("--seed", type=int, default=SEED)
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    """0, or 2 with one line on stderr."""
+    args = parse_args(argv)
+    try:
+        for name, conversations in plan_sets(args).items():
+            manifest = build_set(name, conversations, args)
+            print(f"{args.out}/{name}: {manifest['rows']} rows, {manifest['hours']:.2f} h of speech, {manifest['rejected']} rejected")
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
