@@ -20,7 +20,7 @@ class Figure:
 
 def ratio(pairs: Iterable[tuple[float, float]]) -> Figure:
     """Sum of the numerators / sum of the denominators over items."""
-    pairs = list(pairs)
+    pairs = [(float(a), float(b)) for a, b in pairs]  # numpy's own numbers are not JSON
     top, bottom = sum(a for a, _ in pairs), sum(b for _, b in pairs)
     value = top / max(bottom, 1) if pairs else math.nan
     return Figure(value, *bootstrap((a for a, _ in pairs), (b for _, b in pairs)))

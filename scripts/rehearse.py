@@ -128,7 +128,8 @@ def serve(work: Path, variants: list[str], device: str) -> list[Result]:
     results = []
     for variant in variants:
         command = [sys.executable, "web_demo_omni.py", "--load_from", "model", "--weight", "sft_omni",
-                   "--use_moe", str(int(variant == "moe")), "--port", str(PORT), "--slots", "1", "--max_new_tokens", str(NEW_TOKENS), "--device", device]
+                   "--use_moe", str(int(variant == "moe")), "--port", str(PORT), "--slots", "1",
+                   "--max_new_tokens", str(NEW_TOKENS), "--device", device]
         print(f"\n$ cd scripts && {' '.join(command)}", flush=True)
         began, log = time.monotonic(), work / "rehearsal.log"
         with open(log, "w", encoding="utf-8") as file:
