@@ -70,7 +70,8 @@ def test_all_tables_and_the_page(pack, tmp_path, capsys):
     consistency, = [row for row in tables["consistency"]["rows"] if row["group"] == "Talker 64: all"]
     replies = tables["consistency"]["samples"]
     errors = sum(len(words(s["text"])) - ("blue" in words(s["text"])) if words(s["text"]) else 1 for s in replies)
-    assert consistency["n"] == 3 and consistency["WER"]["value"] == pytest.approx(errors / sum(len(words(s["text"])) for s in replies), abs=1e-4)
+    said = sum(len(words(s["text"])) for s in replies)
+    assert consistency["n"] == 3 and consistency["WER"]["value"] == pytest.approx(errors / max(said, 1), abs=1e-4)
     assert tables["t2a"]["samples"] == replies, "a reply that two tables need is generated once"
     groups = [row["group"] for row in tables["cloning"]["rows"]]
     assert groups == ["all seen", "all unseen", "ann (seen)", "bob (seen)", "eve (unseen)"]
@@ -125,7 +126,8 @@ def sample(text, heard):
 def test_rows_by_length():
     samples = [sample("one two", "one too"), sample(" ".join(["word"] * 9), " ".join(["word"] * 9))]
     rows = error_rows(samples, BUCKETS["nano"], by_bucket=[{"WER": 0.5}])
-    assert [(row.group, row.n, round(row.figures["WER"].value, 3)) for row in rows] == [("all", 2, 0.091), ("1-7 words", 1, 0.5), ("8-10 words", 1, 0)]
+    assert [(row.group, row.n) for row in rows] == [("all", 2), ("1-7 words", 1), ("8-10 words", 1)]
+    assert [row.figures["WER"].value for row in rows] == [pytest.approx(1 / 11), 0.5, 0]
     assert rows[1].published == {"WER": 0.5} and rows[2].published == {}
     assert ratio([]).value != ratio([]).value and str(ratio([])) == "-"
     assert str(Figure(0.5, 0.4, 0.61)) == "0.500 (0.400-0.610)"
