@@ -71,7 +71,7 @@ def measured(name: str, command: list[str], work: Path, cwd: str = ".") -> Resul
     with open(log, "w", encoding="utf-8") as file:
         process = subprocess.Popen(command, cwd=work / cwd, stdout=file, stderr=subprocess.STDOUT)
         _, status, usage = os.wait4(process.pid, 0)
-    code = os.waitstatus_to_exitcode(status)
+    code = process.returncode = os.waitstatus_to_exitcode(status)  # set, so that Popen does not wait for it again
     tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-12:])
     print(tail, flush=True)
     return Result(name, round(time.monotonic() - began, 1), round(usage.ru_maxrss / 1e6, 2), "ok" if code == 0 else f"exit code {code}",
@@ -117,7 +117,7 @@ def train(work: Path, variants: list[str], device: str) -> list[Result]:
             logs = list((work / "out" / "rehearsal").glob("*/log.csv"))
             if logs:
                 *_, last = csv.DictReader(logs[0].read_text(encoding="utf-8").splitlines())
-                result.step_s = round(TRAIN_ROWS / float(last["samples_per_s"]), 2)
+                result.step_s = round(TRAIN_ROWS / max(float(last["samples_per_s"]), 1e-9), 2)
             results.append(result)
     shutil.rmtree(work / "out" / "rehearsal", ignore_errors=True)
     return results
@@ -142,7 +142,7 @@ def serve(work: Path, variants: list[str], device: str) -> list[Result]:
             gigabytes = 0.0  # not known of one that ended before it was asked
             if process.returncode is None:
                 _, status, usage = os.wait4(process.pid, 0)
-                process.returncode = os.waitstatus_to_exitcode(status)  # so that Popen does not wait for it again
+                process.returncode = os.waitstatus_to_exitcode(status)
                 gigabytes = round(usage.ru_maxrss / 1e6, 2)
         tail = log.read_text(encoding="utf-8", errors="replace")[-1500:]
         results.append(Result(f"{variant}: server ready", round(ready or time.monotonic() - began, 1), gigabytes, answer,
