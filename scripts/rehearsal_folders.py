@@ -84,7 +84,8 @@ def random_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 def write_weights(omni: Path, llm: Path, config: OmniConfig) -> None:
     """The whole model's .pth, half precision, as released without a sidecar; and its Thinker alone, where training starts."""
     with torch.device("meta"):
-        state = {name: value.half() for name, value in random_state(MiniMindOmni(config)).items()}
+        model = MiniMindOmni(config)
+    state = {name: value.half() for name, value in random_state(model).items()}
     state[EMBEDDING] *= 0.02 * config.hidden_size ** 0.5  # as embeddings are initialised
     state[HEAD] = state[EMBEDDING]
     for name, value in state.items():

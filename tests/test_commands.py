@@ -97,7 +97,8 @@ def environment(tmp_path_factory) -> dict:
     for name, words in (("python", ""), ("torchrun", "-m torch.distributed.run")):
         (shims / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {words} "$@"\n')
         (shims / name).chmod(0o755)
-    return {**os.environ, "PATH": f"{shims}:{os.environ['PATH']}", "WANDB_MODE": "offline", "BATCH": "1", "USE_COMPILE": "0", "EXTRA": SMALL}
+    return {**os.environ, "PATH": f"{shims}:{os.environ['PATH']}", "WANDB_MODE": "offline", "BATCH": "1", "USE_COMPILE": "0",
+            "EXTRA": SMALL}
 
 
 def shrunk(command: str) -> str:
