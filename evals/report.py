@@ -63,7 +63,7 @@ def chart(tables: list[Table], path: Path) -> None:
     """Every figure with its interval, and the published ones as crosses, as a PNG. Nothing when there is no such figure."""
     from matplotlib.figure import Figure as Canvas
 
-    drawn = [table for table in tables if any(isinstance(f, Figure) for row in table.rows for f in row.figures.values())]
+    drawn = [table for table in tables if table.rows and all(isinstance(f, Figure) for f in table.rows[0].figures.values())]
     if not drawn:
         return
     heights = [max(len(table.rows), 2) for table in drawn]
@@ -81,7 +81,7 @@ def chart(tables: list[Table], path: Path) -> None:
                 axes.plot(*zip(*known), "x", color=bars[0].get_color(), label=f"{name}, published")
         axes.set_yticks(range(len(table.rows)), [row.group for row in table.rows])
         axes.invert_yaxis()
-        axes.set_xlim(left=0)
+        axes.set_xlim(left=min(0, axes.get_xlim()[0]))
         axes.set_title(table.title, loc="left", fontsize=10)
         axes.legend(fontsize=8)
         axes.grid(axis="x", alpha=0.3)

@@ -80,6 +80,12 @@ def error_rows(samples: list[Sample], buckets, label: str = "", overall: dict | 
     return rows
 
 
+def answered(samples: list[Sample]) -> list[Row]:
+    """How often the text is the expected answer, to the letter; nothing where no answer is known."""
+    known = [s for s in samples if s.answer is not None]
+    return [Row("the text is the expected answer", len(known), {"share": mean(s.text == s.answer for s in known)})] if known else []
+
+
 def consistency(examinee: Examinee, plan: Plan) -> Table:
     width = examinee.chat.config.talker_hidden_size
     samples = ask_all(examinee, plan, "I consistency")
@@ -93,7 +99,7 @@ def english(examinee: Examinee, plan: Plan) -> Table:
     samples = ask_all(examinee, plan, "III English T2A", english_only=True)
     names, values = ("CER", "WER"), published.T2A["MiniMind-O"]
     by_bucket = [dict(zip(names, pair)) for pair in values] if plan.released else ()
-    rows = error_rows(samples, BUCKETS[examinee.world], by_bucket=by_bucket)
+    rows = error_rows(samples, BUCKETS[examinee.world], by_bucket=by_bucket) + answered(samples)
     if plan.released:
         rows += [Row(f"{system}, {low}-{high} words (published)", 20, {}, dict(zip(names, pair)))
                  for system in ("Mini-Omni", "Mini-Omni2") for (low, high), pair in zip(published.T2A_BUCKETS, published.T2A[system])]
@@ -186,24 +192,23 @@ def reference_sample(name: str, wav: np.ndarray) -> Sample:
 
 # ---- pictures and spoken questions
 
-def require(pack: Path, part: str, wanted_by: str) -> None:
+def require(plan: Plan, part: str, wanted_by: str) -> None:
     """Skipped unless the pack has the frozen module."""
     try:
-        require_part(pack, part, wanted_by)
-    except MissingPart as error:
-        raise Skipped(str(error)) from error
+        require_part(plan.pack, part, wanted_by)
+    except MissingPart as error:  # its remedy is the released module, which does not fit another pack
+        lacking = f"{wanted_by} needs {plan.pack / part}, which this pack does not have; nano/README.md says how it is trained"
+        raise Skipped(str(error) if plan.released else lacking) from error
 
 
 def pictures(examinee: Examinee, plan: Plan) -> Table:
-    require(plan.pack, SIGLIP, "table IV")
+    require(plan, SIGLIP, "table IV")
     asked = list(picture_questions(examinee, plan))
     voice = pick_voice(examinee.chat.voices, None)
     samples = [examinee.reply(i, question, voice, answer, images=[image], name=name)
                for i, (name, image, question, answer) in enumerate(tqdm(asked, desc="IV pictures", mininterval=5))]
     rows = error_rows(samples, BUCKETS[examinee.world])
-    known = [s for s in samples if s.answer is not None]
-    if known:
-        rows.append(Row("the reply is the expected answer", len(known), {"share": mean(s.text == s.answer for s in known)}))
+    rows += answered(samples)
     return Table("pictures", TITLES["pictures"], "As in table I, for questions about pictures.", rows, samples,
                  clips=[("replies", samples)])
 
@@ -225,7 +230,7 @@ def picture_questions(examinee: Examinee, plan: Plan) -> Iterator[tuple]:
 
 
 def spoken(examinee: Examinee, plan: Plan) -> Table:
-    require(plan.pack, SENSEVOICE, "A2A")
+    require(plan, SENSEVOICE, "A2A")
     voice = pick_voice(examinee.chat.voices, None)
     samples, heard, groups = [], [], []
     for i, (group, question, wav, answer) in enumerate(tqdm(list(spoken_questions(examinee, plan)), desc="A2A", mininterval=5)):
