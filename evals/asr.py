@@ -1,13 +1,18 @@
-"""Speech recognisers that judge generated speech, independent of anything we train.
+"""Speech recognisers that judge generated speech.
 
-- A recogniser is any object with `transcribe(wav, rate) -> text`; `load_recogniser(name)` makes one.
-- pocketsphinx ships its US English model in the wheel: offline, CPU, about 8 x real time.
+- A recogniser is any object with `transcribe(wav, rate) -> text`; `load_recogniser(name, pack)` makes one.
+- `pocketsphinx` ships its US English model in the wheel: offline, CPU, about 8 x real time, and it has never met our data.
+- `sensevoice[:FOLDER]` is the SenseVoice of a pack (FunASR's network, greedy CTC): the nano pack's own transcriber, or the released one.
+- `transformers:NAME` is any recogniser that Transformers loads from a folder or the hub: Whisper, wav2vec 2.0, Qwen3-ASR, ...
 """
+from pathlib import Path
+
 import numpy as np
 
 from model.audio import resample
 
 ASR_RATE = 16_000
+MAX_TOKENS = 448  # of one transcript
 ASR_PEAK = 0.8  # level every clip is brought to: the recogniser's silence threshold is absolute
 
 
@@ -22,18 +27,10 @@ class PocketSphinx:
         self.decoder = Decoder(samprate=ASR_RATE, loglevel="ERROR")
 
     def transcribe(self, wav, rate: int) -> str:
-        """(S,) or (S, channels) float samples at `rate` Hz -> lower-case words, '' when nothing was heard.
-
-        A clip's transcript does not depend on the clips before it. ValueError for NaN or infinite samples.
-        """
-        wav = np.asarray(wav, dtype=np.float32)
-        wav = wav.mean(axis=1) if wav.ndim == 2 else wav
-        assert wav.ndim == 1, wav.shape
-        if not np.isfinite(wav).all():
-            raise ValueError("cannot transcribe audio with NaN or infinite samples")
-        if not wav.size or not np.abs(wav).max():
-            return ""  # the decoder would guess words into digital silence
-        wav = resample(wav, rate, ASR_RATE)
+        """As `prepare`; lower-case words, '' when nothing was heard. A transcript does not depend on the clips before it."""
+        wav = prepare(wav, rate)
+        if wav is None:
+            return ""
         pcm = (wav / (np.abs(wav).max() + 1e-6) * ASR_PEAK * 32767).astype("<i2").tobytes()
         self.decoder.reinit_feat()  # forget the mean adapted on earlier clips: it shifted WER by 0.02 with the order of the files
         self.decoder.start_utt()
@@ -43,11 +40,69 @@ class PocketSphinx:
         return hypothesis.hypstr if hypothesis else ""
 
 
-RECOGNISERS = {"pocketsphinx": PocketSphinx}
+class SenseVoiceRecogniser:
+    """The SenseVoice in a folder. FileNotFoundError without it, ValueError when it can only hear, not write."""
+
+    def __init__(self, folder: Path):
+        from model.encoders import SenseVoice
+
+        self.model = SenseVoice.load(folder)
+        if not self.model.can_transcribe:
+            raise ValueError(f"the SenseVoice in {folder} has no CTC head or no sentencepiece model: it cannot judge speech")
+
+    def transcribe(self, wav, rate: int) -> str:
+        wav = prepare(wav, rate)
+        return "" if wav is None else self.model.transcribe(wav)
 
 
-def load_recogniser(name: str = "pocketsphinx"):
-    """An instance by name; ValueError names the known ones, ImportError the package to install."""
-    if name not in RECOGNISERS:
-        raise ValueError(f"unknown recogniser {name!r}; choose from {sorted(RECOGNISERS)}")
-    return RECOGNISERS[name]()
+class TransformersRecogniser:
+    """A recogniser by folder or hub name: by its processor's transcription request where it has one (Qwen3-ASR, Fun-ASR, ...), else by
+    the pipeline (Whisper, CTC models). No code from the folder is run."""
+
+    def __init__(self, name: str, device: str = "cpu"):
+        from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor, pipeline
+
+        processor = AutoProcessor.from_pretrained(name)
+        self.device, self.processor = device, processor if hasattr(processor, "apply_transcription_request") else None
+        if self.processor:
+            self.model = AutoModelForSpeechSeq2Seq.from_pretrained(name).to(device).eval()
+        else:
+            self.model = pipeline("automatic-speech-recognition", model=name, device=device)
+
+    def transcribe(self, wav, rate: int) -> str:
+        wav = prepare(wav, rate)
+        if wav is None:
+            return ""
+        if not self.processor:
+            return self.model({"raw": wav, "sampling_rate": ASR_RATE})["text"].strip()
+        inputs = self.processor.apply_transcription_request(wav).to(self.device, self.model.dtype)
+        ids = self.model.generate(**inputs, max_new_tokens=MAX_TOKENS, do_sample=False)[0, inputs["input_ids"].shape[1]:]
+        return self.processor.decode(ids, return_format="transcription_only").strip()
+
+
+def prepare(wav, rate: int) -> np.ndarray | None:
+    """(S,) or (S, channels) float samples at `rate` Hz -> (S,) float32 at ASR_RATE; None for silence, into which recognisers guess words.
+
+    ValueError for NaN or infinite samples.
+    """
+    wav = np.asarray(wav, dtype=np.float32)
+    wav = wav.mean(axis=1) if wav.ndim == 2 else wav
+    assert wav.ndim == 1, wav.shape
+    if not np.isfinite(wav).all():
+        raise ValueError("cannot transcribe audio with NaN or infinite samples")
+    return resample(wav, rate, ASR_RATE) if wav.size and np.abs(wav).max() else None
+
+
+def load_recogniser(name: str = "pocketsphinx", pack: str | Path = "model", device: str = "cpu"):
+    """An instance by name, see above; `pack` is where "sensevoice" without a folder looks.
+
+    ValueError names the known ones, ImportError the package to install, OSError what is missing.
+    """
+    kind, _, source = name.partition(":")
+    if kind == "pocketsphinx" and not source:
+        return PocketSphinx()
+    if kind == "sensevoice":
+        return SenseVoiceRecogniser(Path(source or Path(pack) / "SenseVoiceSmall"))
+    if kind == "transformers" and source:
+        return TransformersRecogniser(source, device)
+    raise ValueError(f"unknown recogniser {name!r}; choose pocketsphinx, sensevoice[:FOLDER] or transformers:FOLDER_OR_NAME")

@@ -47,6 +47,15 @@ MULTI = {
         ("我叫小明，今年十岁。", "我叫什么名字?"),
     ),
 }
+T2A_ENGLISH = (  # of the released model's table III: ten that ask for few words, ten for more
+    "What is the capital of Japan?", "What color is grass?", "How many days are there in a week?", "What do bees make?",
+    "Is the sun a star?", "What is the opposite of cold?", "Which season comes after winter?", "Name a fruit that is yellow.",
+    "What do we use to cut paper?", "Say good morning to me.",
+    "Why do leaves turn red in autumn?", "How can I fall asleep faster?", "What does a teacher do all day?",
+    "Please describe the sea in two sentences.", "How do plants get their food?", "Why should we drink enough water?",
+    "Tell me about your favorite animal.", "What is the difference between tea and coffee?", "How does a bicycle work?",
+    "What would you do on a rainy day?",
+)
 CLONE = {"nano": "What color is the sky?", "general": "Please introduce spring in one sentence."}
 IMAGE = {"nano": "What is in the picture?", "general": "Please describe this image."}
 

@@ -48,17 +48,18 @@ class Clip:
     wav: np.ndarray  # (S,) float32 at 24 kHz
 
 
-def fixed_clips(voices=VOICES):
-    """The fixed utterances, by flite: list of Clip. FileNotFoundError without flite."""
+def flite(text, voice, rate):
+    """Speech by the flite program: (S,) float32 at `rate` Hz. FileNotFoundError without it."""
     if shutil.which("flite") is None:
         raise FileNotFoundError("the flite program is missing: apt-get install flite")
-    clips = []
-    for voice in voices:
-        for number, text in enumerate(SENTENCES, 1):
-            command = ["flite", "-voice", voice, "-t", text, "-o", "/dev/stdout"]
-            spoken = subprocess.run(command, check=True, capture_output=True).stdout
-            clips.append(Clip(f"{voice}-{number}", text, read_audio(spoken, SAMPLE_RATE)))
-    return clips
+    command = ["flite", "-voice", voice, "-t", text, "-o", "/dev/stdout"]
+    return read_audio(subprocess.run(command, check=True, capture_output=True).stdout, rate)
+
+
+def fixed_clips(voices=VOICES):
+    """The fixed utterances, by flite: list of Clip. FileNotFoundError without flite."""
+    return [Clip(f"{voice}-{number}", text, flite(text, voice, SAMPLE_RATE))
+            for voice in voices for number, text in enumerate(SENTENCES, 1)]
 
 
 def listed_clips(path):

@@ -189,7 +189,7 @@ def run(args) -> None:
     weights = find_weights(Path(args.save_dir or args.pack), args.weight)
     chat = Chat.load(args.pack, weights, device=pick_device(args.device), dtype=args.dtype)
     chat.use_few_threads()
-    recogniser = load_recogniser(args.asr)
+    recogniser = load_recogniser(args.asr, args.pack, args.device)
     items = read_questions(Path(args.heldout or Path(args.pack) / HELDOUT), args.n, args.seed)
     if not items:
         raise ValueError("nothing to evaluate: --n is 0 or the held-out file is empty")

@@ -19,6 +19,7 @@ from tqdm import tqdm  # noqa: E402
 
 from engine.chat import Chat, find_weights, listen, pick_device  # noqa: E402
 from engine.generate import GenerationParams  # noqa: E402
+from engine.voices import Voice  # noqa: E402
 from evals.command import exit_code, pack_parser  # noqa: E402
 from evals.eval_nano import HELDOUT, read_questions  # noqa: E402
 from evals.speakers import load_speaker_encoder  # noqa: E402
@@ -43,24 +44,30 @@ def speak(chat: Chat, n: int, seed: int, temperature: float) -> dict[str, list[n
     return spoken
 
 
+def similarities(encoder, references: dict[str, np.ndarray], spoken: dict[str, list[np.ndarray]]) -> dict[str, np.ndarray]:
+    """{voice: cosines (n, references) of its clips, at 16 kHz, to each reference, in order}; clips too short to judge are left out."""
+    known = np.stack([encoder.embed(wav) for wav in references.values()])
+    scores = {}
+    for name, wavs in spoken.items():
+        long = [known @ encoder.embed(wav) for wav in wavs if len(wav) >= SHORTEST_S * INPUT_RATE]
+        scores[name] = np.stack(long) if long else np.zeros((0, len(known)))
+    return scores
+
+
 def judge(encoder, references: dict[str, np.ndarray], spoken: dict[str, list[np.ndarray]]) -> dict[str, dict]:
     """{voice: {"n", "right": share whose nearest reference is the voice itself, "cosine": mean to it}}; too short speech is wrong."""
-    names = list(references)
-    known = np.stack([encoder.embed(wav) for wav in references.values()])
-    figures = {}
-    for name, wavs in spoken.items():
-        long = [wav for wav in wavs if len(wav) >= SHORTEST_S * INPUT_RATE]
-        scores = np.stack([known @ encoder.embed(wav) for wav in long]) if long else np.zeros((0, len(names)))
-        own = names.index(name)
-        figures[name] = {"n": len(wavs), "right": round(float((scores.argmax(1) == own).sum() / len(wavs)), 4),
-                         "cosine": round(float(scores[:, own].mean()), 4) if long else None}
+    figures, names = {}, list(references)
+    for name, scores in similarities(encoder, references, spoken).items():
+        own, n = names.index(name), len(spoken[name])
+        figures[name] = {"n": n, "right": round(float((scores.argmax(1) == own).sum() / n), 4),
+                         "cosine": round(float(scores[:, own].mean()), 4) if len(scores) else None}
     return figures
 
 
-def decode_references(chat: Chat) -> dict[str, np.ndarray]:
+def decode_references(chat: Chat, voices: dict[str, Voice]) -> dict[str, np.ndarray]:
     """{voice: its voice prompt as (S,) float32 at 16 kHz}."""
     return {name: resample(chat.mimi.decode(voice.ref_codes[None].to(chat.device))[0].float().cpu().numpy(), SAMPLE_RATE, INPUT_RATE)
-            for name, voice in chat.voices.items()}
+            for name, voice in voices.items()}
 
 
 def table(figures: dict[str, dict[str, dict]]) -> str:
@@ -87,7 +94,7 @@ def run(args) -> None:
     encoders = {name: load_speaker_encoder(name, Path(args.pack)) for name in args.encoders}
     chat = Chat.load(args.pack, find_weights(Path(args.save_dir or args.pack), args.weight), device=pick_device(args.device))
     chat.use_few_threads()
-    references, spoken = decode_references(chat), speak(chat, args.n, args.seed, args.temperature)
+    references, spoken = decode_references(chat, chat.voices), speak(chat, args.n, args.seed, args.temperature)
     figures = {name: judge(encoder, references, spoken) for name, encoder in encoders.items()}
     print(table(figures))
     save_json({"settings": vars(args), "figures": figures}, args.output)

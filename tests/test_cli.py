@@ -17,7 +17,7 @@ from engine.generate import GenerationParams
 from engine.rows import Report
 from engine.session import EngineFull, Finish, Reason, Request, Session
 from engine.voices import check_clip, load_voices, pick_voice
-from evals import asr, eval_nano
+from evals import eval_nano
 from model.config import OmniConfig
 
 EOS = 2
@@ -428,7 +428,7 @@ def test_eval_nano_resumes_where_it_stopped(pack, tmp_path, monkeypatch, capsys)
         def transcribe(self, wav, rate):
             return "blue"
 
-    monkeypatch.setitem(asr.RECOGNISERS, "deaf", Deaf)
+    monkeypatch.setattr(eval_nano, "load_recogniser", lambda name, pack, device: Deaf())
     heldout = tmp_path / "heldout.jsonl"
     heldout.write_text("".join(json.dumps({"question": f"Question {i}?", "answer": "blue", "kind": "k"}) + "\n" for i in range(5)))
     command = ["--pack", str(pack), "--heldout", str(heldout), "--voice", "ann", "bob", "--asr", "deaf", "--device", "cpu",

@@ -7,7 +7,7 @@ from dataset.omni_dataset import OmniDataset, Variants
 from engine.chat import load_tokenizer
 from model.config import OmniConfig
 from model.encoders import sensevoice_frames
-from scripts import draw_layout
+from scripts import draw_architecture, draw_layout
 
 
 def draw(shared, out, *options) -> int:
@@ -48,3 +48,11 @@ def test_wrong_requests_are_one_line(shared, tmp_path, capsys):
     assert draw(shared, tmp_path / "x.svg", "--row", 9) == 2 and "rows 0 to 2" in capsys.readouterr().err
     assert draw(shared, tmp_path / "x.svg", "--tokenizer", tmp_path) == 2 and "no tokenizer" in capsys.readouterr().err
     assert draw(shared, tmp_path / "x.svg", "--data", tmp_path / "no.parquet") == 2 and "no.parquet" in capsys.readouterr().err
+
+
+def test_the_picture_of_the_architecture_is_what_is_drawn_today(tmp_path):
+    assert draw_architecture.main(["--out", str(tmp_path / "a.svg")]) == 0
+    text = (tmp_path / "a.svg").read_text(encoding="utf-8")
+    ElementTree.fromstring(text)
+    assert text == (draw_layout.ROOT / "docs" / "architecture.svg").read_text(encoding="utf-8")
+    assert draw_architecture.draw(OmniConfig.preset("moe")) != text

@@ -7,7 +7,7 @@ import pytest
 
 from evals import asr, eval_nano
 from evals.cases import SUITES, cases_for, parse_suites
-from evals.metrics import cer, cosine, edit_distance, percentiles, wer, words
+from evals.metrics import bootstrap, cer, characters, cosine, edit_distance, percentiles, wer, words
 
 
 @pytest.mark.parametrize("reference, hypothesis, distance", [
@@ -17,9 +17,34 @@ def test_edit_distance(reference, hypothesis, distance):
     assert edit_distance(list(hypothesis), list(reference)) == distance
 
 
-def test_words_drop_case_punctuation_and_digits():
-    assert words("Don’t  STOP -- me, I'm 3 years old!") == ["don't", "stop", "me", "i'm", "years", "old"]
-    assert words("你好, 42") == []
+@pytest.mark.parametrize("text, normal", [
+    ("Don’t  STOP -- me, I'm here!", "don't stop me i'm here"), ("ＦＵＬＬ　width", "full width"),
+    ("3 apples, 1,234 pears and 50% more", "three apples one thousand two hundred thirty four pears and fifty percent more"),
+    ("born in 1999, 105 years", "born in nineteen ninety nine one hundred five years"), ("the 3rd of 2.5", "the third of two point five"),
+    ("in 2005", "in two thousand five"), ("salt and pepper", "salt and pepper"), ("你好", "")])
+def test_words_are_normalised(text, normal):
+    assert " ".join(words(text)) == normal
+
+
+@pytest.mark.parametrize("text, normal", [
+    ("天空是，蓝色的。 OK!", "天空是蓝色的ok"), ("我有12个苹果，共1,200克", "我有十二个苹果共一千二百克"), ("2024年，30%的人", "二零二四年百分之三十的人"),
+    ("I have 12", "ihavetwelve"), ("É. été", "éété")])
+def test_characters_are_normalised(text, normal):
+    assert "".join(characters(text)) == normal
+
+
+def test_spelling_of_numbers_is_no_error():
+    assert wer([("It is 21 years old, in 1999.", "it is twenty one years old in nineteen ninety nine")]) == 0
+    assert cer([("他今年21岁。", "他今年二十一岁")]) == 0
+
+
+def test_bootstrap_interval_holds_the_rate_and_narrows_with_items():
+    errors = np.random.default_rng(1).binomial(10, 0.3, 400)
+    few, many = bootstrap(errors[:20], [10] * 20), bootstrap(errors, [10] * 400)
+    assert few[0] < 0.3 < few[1] and many[0] < 0.3 < many[1]
+    assert many[1] - many[0] < 0.5 * (few[1] - few[0])
+    assert bootstrap(errors, seed=3) == bootstrap(errors, seed=3) != bootstrap(errors, seed=4)
+    assert bootstrap([2, 2]) == (2, 2) and math.isnan(bootstrap([])[0])
 
 
 def test_wer_is_total_errors_over_total_words():
