@@ -53,7 +53,7 @@ def _choose(weights: Path, place: Path, packs: Sequence[Path]) -> Choice | None:
     try:
         config = _config(weights)
     except (ValueError, OSError, TypeError, KeyError) as error:
-        log.info("%s is not in the menu: %s", weights, error)
+        log.debug("%s is not in the menu: %s", weights, error)
         return None
     for pack in [place, *packs]:
         if _fits(pack, config, weights.is_dir()):
