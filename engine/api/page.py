@@ -41,7 +41,7 @@ PRIVATE = {"api_visibility": "private"}  # the page's own routes: programs use t
 @dataclass
 class Talk:
     """One visitor's conversation: messages as Chat.reply wants them. stopped: the reply that is going on is not wanted any more."""
-    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    id: str = ""  # given with the first question: every visitor starts with a copy of the same Talk
     messages: list[dict] = field(default_factory=list)
     stopped: bool = False
 
@@ -85,7 +85,7 @@ class Page:
         if text:
             history.append({"role": "user", "content": text})
         yield history, gr.skip(), talk
-        began, talk.stopped = time.perf_counter(), False
+        began, talk.stopped, talk.id = time.perf_counter(), False, talk.id or uuid.uuid4().hex
         try:
             question, heard = await self.service.encode(self._question, text, files, talk, voice, temperature)
             if heard is not None:
@@ -157,9 +157,13 @@ class Page:
 
     def forget(self, talk: Talk):
         """A new talk in the place of this one."""
+        self.left(talk)
+        return [], Talk()
+
+    def left(self, talk: Talk) -> None:
+        """Nothing more comes of this talk."""
         talk.stopped = True
         self.service.worker.forget(talk.id)
-        return [], Talk()
 
     # ---- menus
 
@@ -212,7 +216,7 @@ class Page:
 def build(page: Page, t) -> gr.Blocks:
     """The page's layout. t(key): a word of page_texts."""
     with gr.Blocks(title="MiniMind-O", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
-        talk = gr.State(Talk, time_to_live=3600, delete_callback=lambda old: page.service.worker.forget(old.id))
+        talk = gr.State(Talk(), time_to_live=3600, delete_callback=page.left)
         gr.Markdown("## MiniMind-O")
         lacks = gr.Markdown()
         with gr.Tab(t("chat")):
