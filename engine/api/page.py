@@ -31,6 +31,8 @@ CSS = """
 #player .track { flex: 1; height: .4rem; border-radius: 1rem; overflow: hidden; background: var(--background-fill-secondary); }
 #player .bar { height: 100%; transform: scaleX(0); transform-origin: left; background: var(--color-accent); }
 #phone iframe { width: 100%; height: min(46rem, 80dvh); border: 0; border-radius: 1rem; }
+.gradio-container input[type=checkbox] { border: 1px solid var(--body-text-color-subdued); }
+#talk [aria-label=Share], #talk [title=Share] { display: none; }  /* it would send the talk to a public site */
 footer { display: none !important; }
 """
 PLAYER = '<div class="line"><div class="track"><div class="bar"></div></div><span class="clock">0.0 s</span></div>'
@@ -225,8 +227,8 @@ def build(page: Page, t) -> gr.Blocks:
             box = gr.MultimodalTextbox(sources=["upload", "microphone"], file_types=[*PICTURES, *SOUNDS], file_count="multiple",
                                        placeholder=t("ask"), show_label=False, elem_id="question")
             with gr.Row():
-                stop = gr.Button(t("stop"), variant="stop", size="sm", elem_id="stop")
-                new = gr.Button(t("new"), size="sm", elem_id="new")
+                stop = gr.Button(t("stop"), variant="stop", size="sm", min_width=80, elem_id="stop")
+                new = gr.Button(t("new"), size="sm", min_width=80, elem_id="new")
             with gr.Accordion(t("settings"), open=False):
                 with gr.Row():
                     voice = gr.Dropdown(label=t("voice"), elem_id="voice")
@@ -254,6 +256,7 @@ def build(page: Page, t) -> gr.Blocks:
             show_progress="hidden", **PRIVATE)
         stop.click(page.stop, talk, None, js="(talk) => { window.minimindPlayer.stop(); return talk; }", concurrency_limit=None, **PRIVATE)
         new.click(page.forget, talk, [history, talk], js="(talk) => { window.minimindPlayer.stop(); return talk; }", **PRIVATE)
+        history.clear(page.left, talk, None, **PRIVATE).then(Talk, None, talk, **PRIVATE)
         model.input(page.change_model, model, [*menus, history, talk], **PRIVATE)
         enrol.click(page.enrol, [name, clip, consent], [told, voice, cloned], **PRIVATE)
         delete.click(page.delete, cloned, [told, voice, cloned], **PRIVATE)
