@@ -1,6 +1,6 @@
 """Soak test of a running server: calls in waves, with broken messages, slow readers and callers who hang up, for minutes on end.
 
-- Every well-behaved caller asks its own arithmetic question, and its reply must not hold what only another's holds: no cross-talk.
+- Every question's reply is known from asking it alone; a caller must never get another question's: no cross-talk.
 - At the end no session, queue or row may be left, and the server's memory must not have grown (--pid) by more than a tenth since the
   first waves.
 - The last line is JSON; exit code 1 when something was wrong. Questions are typed: a pack without SenseVoice will do.
@@ -24,6 +24,7 @@ QUESTIONS = {  # typed question: greedy, the answer is the same whoever else is 
     "What color is grass?", "How much is seven plus three?", "What color is milk?", "What is the opposite of up?"}
 JUNK = ("", "{", "[]", "null", '{"type": "no.such.event"}', '{"type": "response.cancel"}', '{"type": 3}', "\x00" * 50,
         '{"type": "input_audio_buffer.append", "audio": "!"}', '{"type": "conversation.item.delete", "item_id": "x"}')
+KINDS = ("good", "good", "good", "rude", "slow", "gone")
 SETTLED_WAVES = 3  # after which memory is first read: caches and threads are there
 
 
@@ -90,7 +91,7 @@ async def soak(address: str, seconds: float, wave: int, pid: int | None, seed: i
         replies[question][await Caller(url, question, "good", rng).run()] += 1
     began = time.monotonic()
     while time.monotonic() - began < seconds:
-        callers = [Caller(url, rng.choice(questions), rng.choice(("good", "good", "good", "rude", "slow", "gone")), rng) for _ in range(wave)]
+        callers = [Caller(url, rng.choice(questions), rng.choice(KINDS), rng) for _ in range(wave)]
         results = await asyncio.gather(*(caller.run() for caller in callers), return_exceptions=True)
         for caller, result in zip(callers, results):
             counts[caller.kind] += 1

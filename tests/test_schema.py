@@ -41,5 +41,5 @@ def test_made_up_requests_get_typed_answers(schema):
                 settings(max_examples=20, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))(
                     given(operation.as_strategy(generation_mode=mode))(answer))()
             except Unsatisfiable:  # nothing can be wrong with a request without a body
-                assert mode is GenerationMode.NEGATIVE and operation.method == "get"
+                assert mode is GenerationMode.NEGATIVE and operation.method != "post"
     assert statuses[200] and statuses[400] > 50, statuses

@@ -85,8 +85,8 @@ def test_a_voice_is_enrolled_spoken_with_kept_and_deleted(pack, tmp_path):
         assert spoken.status_code == 200
         wrong = [(body("../x"), "letters"), (body("mia"), "already"), (body("ann"), "already"), (body("alloy"), "reserved"),
                  (body("x", consent=False), "consent"), (body("x", audio="!"), "base64"), (body("x", audio="AAAA"), "cannot decode"),
-                 (body("x", speechlike(0.5)), "0.5 s long"), (body("x", speechlike(31)), "30 s"), (body("x", speechlike(level=1e-4)), "silent"),
-                 (body("x", np.clip(speechlike() * 9, -1, 1)), "clipped"),
+                 (body("x", speechlike(0.5)), "0.5 s long"), (body("x", speechlike(31)), "30 s"),
+                 (body("x", speechlike(level=1e-4)), "silent"), (body("x", np.clip(speechlike() * 9, -1, 1)), "clipped"),
                  (body("x", np.random.default_rng(0).standard_normal(2 * RATE).astype(np.float32) * 0.1), "noisy")]
         for request, reason in wrong:
             answer = WEB.post(f"{url}/voices", json=request)
