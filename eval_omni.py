@@ -208,7 +208,12 @@ def load_chat(args, folder: Path, decode_audio: bool = True, slots: int = 1) -> 
     config = released_config(weights, args.num_hidden_layers)
     chat = Chat.load(folder, weights, config, device, decode_audio=decode_audio, dtype=args.dtype, slots=slots)
     chat.use_few_threads()
-    return chat, "nano" if chat.config.vocab_size < OmniConfig.vocab_size else "general"
+    return chat, world_of(chat)
+
+
+def world_of(chat: Chat) -> str:
+    """Whose prompts a model knows: "nano" or "general"."""
+    return "nano" if chat.config.vocab_size < OmniConfig.vocab_size else "general"
 
 
 def load_session(args, folder: Path) -> tuple[Session, str]:

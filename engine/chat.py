@@ -10,7 +10,7 @@
 import io
 import time
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from model.mimi import Mimi
 from model.sequence import build_prompt, encode_text, render_chat
 
 MIMI, SENSEVOICE, SIGLIP, CAMPPLUS = "mimi", "SenseVoiceSmall", "siglip2-base-p32-256-ve", "campplus"
-VOICES = "voices.pt"
+VOICES, UNSEEN_VOICES = "voices.pt", "voices_unseen.pt"
 DEFAULT_WEIGHT = "sft_omni"
 SMALL_WIDTH = 384  # Thinker width up to which one CPU thread is fastest
 AUDIO_SECONDS = (0.1, 60.0)  # of one spoken question
@@ -195,6 +195,9 @@ class Chat:
         model = load_model(weights, config=config, device=device)
         mimi = Mimi.load(folder / MIMI, device, encoder=False) if decode_audio else None
         voices = load_voices(folder / VOICES, model.config) if (folder / VOICES).exists() else {}
+        if (folder / UNSEEN_VOICES).exists():
+            unseen = load_voices(folder / UNSEEN_VOICES, model.config)
+            voices = {**voices, **{name: replace(v, kind="unseen") for name, v in unseen.items() if name not in voices}}
         return cls(model, tokenizer, mimi, voices, folder, dtype, slots)
 
     def use_few_threads(self) -> None:
@@ -222,13 +225,13 @@ class Chat:
         require_part(self.folder, SIGLIP, "a picture")
         return SigLIP2.load(self.folder / SIGLIP, self.device)
 
-    def clone(self, clip: str | Path) -> Voice:
-        """A new voice from an audio file; see voices.clone_voice for what is refused."""
+    def clone(self, clip: str | Path | bytes, name: str | None = None) -> Voice:
+        """A new voice from an audio file or its bytes; see voices.clone_voice for what is refused."""
         from model.encoders import CAMPPlus
 
         require_part(self.folder, CAMPPLUS, "cloning a voice")
         require_part(self.folder, MIMI, "cloning a voice")
-        return clone_voice(clip, Mimi.load(self.folder / MIMI, self.device), CAMPPlus.load(self.folder / CAMPPLUS, self.device))
+        return clone_voice(clip, Mimi.load(self.folder / MIMI, self.device), CAMPPlus.load(self.folder / CAMPPLUS, self.device), name)
 
     def transcribe(self, audio: np.ndarray) -> str:
         """What was said in (S,) 16 kHz samples; '' when the pack's SenseVoice has no vocabulary to write it with."""

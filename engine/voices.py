@@ -26,10 +26,11 @@ OPENAI_VOICES = ("alloy", "ash", "ballad", "cedar", "coral", "echo", "fable", "m
 
 @dataclass(frozen=True)
 class Voice:
-    """name; ref_codes (8, R) int64 or None; spk_emb (192,) float32 or None."""
+    """name; ref_codes (8, R) int64 or None; spk_emb (192,) float32 or None; kind: built-in, unseen (in training) or cloned."""
     name: str
     ref_codes: Tensor | None = None
     spk_emb: Tensor | None = None
+    kind: str = "built-in"
 
 
 NO_VOICE = Voice("none")  # no voice prompt at all: the model speaks as it likes
@@ -106,10 +107,14 @@ def check_clip(wav: np.ndarray, rate: int, name: str) -> None:
         raise ValueError(f"{name} is noisy (speech only {snr_db:.0f} dB above the background); record it in a quiet place")
 
 
-def clone_voice(path: str | Path, mimi, campplus) -> Voice:
-    """A voice from an audio file of any rate: codes by `mimi.encode`, speaker vector by `campplus`. ValueError as check_clip."""
-    wav = read_audio(path, SAMPLE_RATE)
-    check_clip(wav, SAMPLE_RATE, str(path))
+def clone_voice(clip: str | Path | bytes, mimi, campplus, name: str | None = None) -> Voice:
+    """A voice from an audio file (or its bytes) of any rate: codes by `mimi.encode`, speaker vector by `campplus`.
+
+    name: by default the file's. ValueError as check_clip, and for what cannot be decoded.
+    """
+    shown, longest = name if isinstance(clip, bytes) else str(clip), CLIP_SECONDS[1]
+    wav = read_audio(clip, SAMPLE_RATE, shown, longest)
+    check_clip(wav, SAMPLE_RATE, shown)
     codes = mimi.encode(torch.from_numpy(wav))[0]
-    spk_emb = campplus(torch.from_numpy(read_audio(path, INPUT_RATE)))
-    return Voice(Path(path).stem, codes.long().cpu(), spk_emb.float().reshape(-1).cpu())
+    spk_emb = campplus(torch.from_numpy(read_audio(clip, INPUT_RATE, shown, longest)))
+    return Voice(name or Path(clip).stem, codes.long().cpu(), spk_emb.float().reshape(-1).cpu(), "cloned")

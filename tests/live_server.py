@@ -18,8 +18,9 @@ from engine.generate import GenerationParams
 NANO = Path(__file__).resolve().parents[1] / "model" / "nano"
 
 
-def make_service(chat: Chat, **limits) -> Service:
-    return Service(chat, "minimind-o-test", GenerationParams(newline_id=chat.newline_id, temperature=0), Limits(**limits))
+def make_service(chat: Chat, voices_dir: Path | None = None, models: dict | None = None, **limits) -> Service:
+    defaults = GenerationParams(newline_id=chat.newline_id, temperature=0)
+    return Service(chat, "minimind-o-test", defaults, Limits(**limits), models=models, voices_dir=voices_dir)
 
 
 def load_chat(folder: Path, slots: int = 4) -> Chat:

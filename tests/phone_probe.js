@@ -43,7 +43,7 @@ function testAudioThread() {
   assert(packets.every((p) => p.length === 960) && packets[0][0] === 0 && packets[1][959] === 14 && packets[0] !== packets[1]);
 }
 
-function browser({ secure = true, microphone = async () => ({ getTracks: () => [{ stop() {} }] }) } = {}) {
+function browser({ secure = true, language = "en-GB", microphone = async () => ({ getTracks: () => [{ stop() {} }] }) } = {}) {
   const elements = {}, posted = [], sent = [], sockets = [];
   const make = () => ({ dataset: {}, style: {}, attributes: {}, children: [], textContent: "", checked: true, scrollHeight: 0,
     append(child) { this.children.push(child); }, replaceChildren() { this.children = []; },
@@ -56,9 +56,13 @@ function browser({ secure = true, microphone = async () => ({ getTracks: () => [
   class Context { constructor() { this.audioWorklet = { addModule: async () => {} }; this.state = "running"; this.destination = {}; }
     createMediaStreamSource() { return { connect() {} }; } async resume() {} close() { this.state = "closed"; } }
   class Node { constructor() { this.port = port; } connect() {} }
-  const context = { document: { body: make(), getElementById: element, createElement: make }, WebSocket: Socket, AudioContext: Context,
+  const video = () => ({ ...make(), play: async () => {}, videoWidth: 1024, videoHeight: 512 });
+  const canvas = () => ({ ...make(), getContext: () => ({ drawImage() {} }), toDataURL() { return `data:${this.width}x${this.height}`; } });
+  const createElement = (name) => ({ video, canvas }[name] ?? make)();
+  const fetch = async () => ({ json: async () => ({ data: [{ id: "ann" }, { id: "bob" }] }) });
+  const context = { fetch, document: { body: make(), getElementById: element, createElement }, WebSocket: Socket, AudioContext: Context,
     AudioWorkletNode: Node, window: { isSecureContext: secure }, location: { protocol: "http:", host: "here:1" }, Date, atob, btoa,
-    navigator: { mediaDevices: secure ? { getUserMedia: microphone } : undefined }, setInterval: () => 1, clearInterval() {} };
+    navigator: { language, mediaDevices: secure ? { getUserMedia: microphone } : undefined }, setInterval: () => 1, clearInterval() {} };
   vm.runInNewContext(SOURCE, context);
   const tell = (event) => sockets[0].onmessage({ data: JSON.stringify(event) });
   const settle = () => new Promise((resolve) => setTimeout(resolve, 5));
@@ -111,6 +115,16 @@ async function testCall() {
   port.onmessage({ data: { item: "two", count: 2, idle: true } });
   assert.equal(page.state(), "listening", "all is played");
 
+  element("show").onclick();
+  await page.settle();
+  const shown = sent.pop().item.content[0];
+  assert.deepEqual(shown, { type: "input_image", image_url: "data:512x256" });
+  assert.equal(element("captions").children.at(-1).src, "data:512x256");
+
+  assert.deepEqual(element("voice").children.map((option) => option.value), ["ann", "bob"]);
+  element("voice").value = "bob";
+  element("voice").onchange();
+  assert.equal(sent.pop().session.audio.output.voice, "bob");
   element("interrupt").checked = false;
   element("interrupt").onchange();
   assert.equal(sent.pop().session.audio.input.turn_detection.interrupt_response, false);
@@ -139,6 +153,10 @@ async function testMessages() {
     assert.match(page.element("message").textContent, words);
     assert.equal(page.state(), "idle");
   }
+  const chinese = browser({ language: "zh-CN", secure: false });
+  chinese.element("call").onclick();
+  assert.equal(chinese.element("call").textContent, "拨打");
+  assert.match(chinese.element("message").textContent, /麦克风/);
   const left = browser();
   left.element("call").onclick();
   await left.settle();

@@ -69,6 +69,23 @@ def test_without_the_key_no_route_is_open(chat, server):
             assert call.subprotocol == ("realtime" if "subprotocols" in way else None)
 
 
+def test_a_user_gets_in_by_his_password_and_nobody_else(server):
+    address = server(auth="me:pass:word")
+    url = f"http://{address}/phone"
+    for wrong in (None, ("me", "word"), ("me", ""), ("you", "pass:word"), ("", "pass:word")):
+        assert WEB.get(url, auth=wrong).status_code == 401, wrong
+    assert WEB.get(url, headers={"Authorization": "Bearer me:pass:word"}).status_code == 401  # that is no key
+    page = WEB.get(url, auth=("me", "pass:word"))
+    WEB.cookies.clear()
+    assert page.status_code == 200
+    with realtime(address, additional_headers={"Cookie": page.headers["set-cookie"].partition(";")[0]}) as call:
+        assert receive(call)["type"] == "session.created"
+    both = server(auth="me:word", api_key=KEY)
+    for who, status in ((("me", "word"), 200), (("anybody", KEY), 200), (("me", "x"), 401)):
+        assert WEB.get(f"http://{both}/healthz", auth=who).status_code == status
+        WEB.cookies.clear()
+
+
 def test_pages_and_names_of_others_are_refused(server):
     address = server(hosts=LOOPBACK, origins=frozenset({"https://friend.example"}))
     assert WEB.get(f"http://{address}/healthz", headers={"Host": "evil.example"}).status_code == 421
@@ -290,7 +307,7 @@ def test_a_bucket_lets_through_what_it_says():
 
 @pytest.mark.parametrize("argv, message", [
     (["--load_from", "/nowhere"], "no such folder"), (["--ssl-certfile", "/nowhere.pem"], "no such file"),
-    (["--api-key", " "], "--api-key"), (["--save_dir", "/nowhere"], "no weights")])
+    (["--api-key", " "], "--api-key"), (["--auth", "me"], "USER:PASSWORD"), (["--auth", ":x"], "USER:PASSWORD"), (["--save_dir", "/nowhere"], "no weights")])
 def test_wrong_arguments_end_with_one_line(argv, message, capsys):
     assert main(argv) == 2
     error = capsys.readouterr().err

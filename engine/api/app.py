@@ -1,7 +1,8 @@
 """The server's application: all routes around one Service, behind the Guard. `create_app` starts nothing by itself.
 
     GET  /healthz /metrics /v1/models          POST /v1/chat/completions /v1/audio/speech
-    WS   /v1/realtime                          GET  /phone, a page that calls the model
+    GET, POST, DELETE /v1/voices               GET  /phone, a page that calls the model
+    WS   /v1/realtime                          GET  /, the web page, where it is wanted
 """
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,21 +13,21 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
-from engine.api import calls, completions
+from engine.api import calls, completions, voices
 from engine.api.guard import Guard, error_body
 from engine.api.service import Service
 from engine.realtime_events import ProtocolError
 
 STATIC = Path(__file__).parent / "static"
-STATUS = {"server_busy": 429, "reply_failed": 500, "server_error": 500, "audio_not_found": 404}  # of a ProtocolError's code; others are 400
+# of a ProtocolError's code; others are 400
+STATUS = {"server_busy": 429, "reply_failed": 500, "server_error": 500, "audio_not_found": 404, "voice_not_found": 404}
 PAGE_HEADERS = {"content-security-policy": "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src data:; "
                                            "connect-src 'self' ws: wss:; frame-ancestors 'self'",
                 "cache-control": "no-cache", "x-content-type-options": "nosniff"}
 
 
-def create_app(service: Service, api_key: str | None = None, hosts: frozenset[str] | None = None,
-               origins: frozenset[str] = frozenset()) -> FastAPI:
-    """The ASGI application. The other arguments are the Guard's."""
+def create_app(service: Service, with_page: bool = False, **guard) -> FastAPI:
+    """The ASGI application. with_page: also the web page, whose library takes seconds to import. guard: the Guard's arguments."""
 
     @asynccontextmanager
     async def lifespan(app):
@@ -38,9 +39,10 @@ def create_app(service: Service, api_key: str | None = None, hosts: frozenset[st
                   lifespan=lifespan, docs_url=None, redoc_url=None,
                   responses={status: {"description": "An error: {error: {message, type, param, code}}"}
                              for status in (400, 401, 403, 404, 408, 413, 421, 429)})
-    app.add_middleware(Guard, limits=service.limits, api_key=api_key, hosts=hosts, origins=origins)
+    app.add_middleware(Guard, limits=service.limits, **guard)
     app.include_router(completions.make_router(service))
     app.include_router(calls.make_router(service))
+    app.include_router(voices.make_router(service))
 
     def answer_error(status: int, body: dict) -> JSONResponse:
         service.metrics.errors.labels(body["error"]["code"]).inc()
@@ -86,4 +88,12 @@ def create_app(service: Service, api_key: str | None = None, hosts: frozenset[st
     async def phone_script():
         return FileResponse(STATIC / "phone.js", media_type="text/javascript", headers=PAGE_HEADERS)
 
+    if with_page:
+        from engine.api.page import mount_page
+
+        @app.api_route("/v1/{path:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
+        async def unknown(path: str):  # the page, mounted at /, would answer it otherwise
+            raise HTTPException(404)
+
+        mount_page(app, service)
     return app

@@ -4,6 +4,7 @@
   (DNS rebinding). Origin: a browser's page must come from this server, or from an allowed origin.
 - Key: as a Bearer token, as the password of HTTP Basic (what a browser asks for), as a Realtime subprotocol
   (openai-insecure-api-key.KEY), or as the cookie that a page gets with its first answer, as its WebSockets can send no header.
+  A user with a password of his own (`auth`) gets in by HTTP Basic, and then by that cookie.
 - Size: a request's body is read to its end here, within a time and a size, before anything looks at it.
 """
 import asyncio
@@ -26,13 +27,18 @@ def error_body(message: str, code: str, type: str = "invalid_request_error", par
 
 
 class Guard:
-    """ASGI middleware. hosts: names this server answers to, None for any; origins: pages of other servers that may use it."""
+    """ASGI middleware. hosts: names this server answers to, None for any; origins: pages of other servers that may use it.
 
-    def __init__(self, app, limits: Limits, api_key: str | None = None, hosts: frozenset[str] | None = None,
+    With api_key or auth ("user:password") nobody gets in without one of them.
+    """
+
+    def __init__(self, app, limits: Limits, api_key: str | None = None, auth: str | None = None, hosts: frozenset[str] | None = None,
                  origins: frozenset[str] = frozenset()):
         self.app, self.limits, self.hosts, self.origins = app, limits, hosts, origins
-        self.key = None if api_key is None else api_key.encode()
-        self.cookie = None if api_key is None else hmac.new(self.key, b"cookie of the page", hashlib.sha256).hexdigest()
+        self.key, self.auth = (None if secret is None else secret.encode() for secret in (api_key, auth))
+        self.closed = api_key is not None or auth is not None
+        secrets = b"\0".join(filter(None, (self.key, self.auth)))
+        self.cookie = hmac.new(secrets, b"cookie of the page", hashlib.sha256).hexdigest() if self.closed else None
 
     async def __call__(self, scope, receive, send):
         if scope["type"] not in ("http", "websocket"):
@@ -59,28 +65,33 @@ class Guard:
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc != host and origin not in self.origins:
             return 403, error_body("pages of other servers must not use this one; see --allow-origin", "wrong_origin")
-        if self.key is not None and not self._has_key(headers):
-            return 401, error_body("a key is needed: Authorization: Bearer KEY", "invalid_api_key"), [(b"www-authenticate", b"Basic")]
+        if self.closed and not self._may_enter(headers):
+            return (401, error_body("a key is needed: Authorization: Bearer KEY, or a user and his password", "invalid_api_key"),
+                    [(b"www-authenticate", b"Basic")])
         return None
 
-    def _has_key(self, headers: dict[str, str]) -> bool:
+    def _may_enter(self, headers: dict[str, str]) -> bool:
         kind, _, value = headers.get("authorization", "").partition(" ")
-        given = [value] if kind.lower() == "bearer" else []
+        keys = [value] if kind.lower() == "bearer" else []
+        user = None
         if kind.lower() == "basic":
             try:
-                given.append(base64.b64decode(value, validate=True).decode("utf-8").partition(":")[2])
+                user = base64.b64decode(value, validate=True).decode("utf-8")
             except (binascii.Error, UnicodeDecodeError):
                 return False
+            keys.append(user.partition(":")[2])
         protocols = (name.strip() for name in headers.get("sec-websocket-protocol", "").split(","))
-        given += [name.removeprefix(KEY_PROTOCOL) for name in protocols if name.startswith(KEY_PROTOCOL)]
-        if any(hmac.compare_digest(key.strip().encode(), self.key) for key in given):
+        keys += [name.removeprefix(KEY_PROTOCOL) for name in protocols if name.startswith(KEY_PROTOCOL)]
+        if self.key is not None and any(hmac.compare_digest(key.strip().encode(), self.key) for key in keys):
+            return True
+        if self.auth is not None and user is not None and hmac.compare_digest(user.encode(), self.auth):
             return True
         cookies = (pair.strip().partition("=") for pair in headers.get("cookie", "").split(";"))
         return any(name == COOKIE and hmac.compare_digest(value.encode(), self.cookie.encode()) for name, _, value in cookies)
 
     def _with_cookie(self, scope, headers, send):
         """`send`, setting the cookie with the first answer to a browser that has given its password."""
-        if self.key is None or not headers.get("authorization", "").lower().startswith("basic "):
+        if not self.closed or not headers.get("authorization", "").lower().startswith("basic "):
             return send
         secure = "; Secure" if scope["scheme"] == "https" else ""
 

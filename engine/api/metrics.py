@@ -6,14 +6,14 @@ RATIOS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 5)
 
 
 class Metrics:
-    """The figures, and `text()` to read them all. worker: whose queue is counted at the moment of reading."""
+    """The figures, and `text()` to read them all. service: whose worker is counted at the moment of reading."""
 
-    def __init__(self, worker):
+    def __init__(self, service):
         self.registry = CollectorRegistry()
         own = {"registry": self.registry, "namespace": "minimind"}
         self.calls = Gauge("realtime_sessions", "Realtime sessions that are open", **own)
-        Gauge("speaking", "Replies that are being generated", **own).set_function(lambda: len(worker.jobs))
-        Gauge("queue", "Replies that wait for a free row", **own).set_function(lambda: len(worker.waiting))
+        Gauge("speaking", "Replies that are being generated", **own).set_function(lambda: len(service.worker.jobs))
+        Gauge("queue", "Replies that wait for a free row", **own).set_function(lambda: len(service.worker.waiting))
         self.ttfa = Histogram("ttfa_seconds", "From a request to the first sound of its reply", buckets=SECONDS, **own)
         self.ttft = Histogram("ttft_seconds", "From a request to the first text of its reply", buckets=SECONDS, **own)
         self.rtf = Histogram("rtf", "Seconds of waiting per second of speech", buckets=RATIOS, **own)

@@ -1,5 +1,7 @@
 """What all protocols share: a question of any kind becomes a request, a request becomes pieces of text and pcm16, counted and timed.
 
+- One model is served at a time. Another one of `models` can take its place: replies that are going on then end with an error.
+- Voices can be cloned from clips; those are kept in a VoiceStore under `voices_dir`.
 - The frozen encoders run in one thread of their own, so that the engine's steps and the event loop never wait for them.
 - Everything a client can get wrong is a ProtocolError with a code; what it may not know (paths of this machine) is left out.
 - Nothing that was said is logged, unless `log_transcripts`.
@@ -10,6 +12,7 @@ import time
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,11 +25,13 @@ from engine.generate import GenerationParams
 from engine.realtime import Usage
 from engine.realtime_events import ProtocolError
 from engine.session import Finish, PromptTooLong, Reason, Request
-from engine.voices import NO_VOICE, match_voice, pick_voice
+from engine.voice_store import VoiceStore, check_name, codec_id
+from engine.voices import NO_VOICE, Voice, match_voice, pick_voice
 from model.audio import from_pcm16, lfr_frames, read_audio, resample, to_pcm16
 from model.config import FRAME_SAMPLES, INPUT_RATE, SAMPLE_RATE
 
 log = logging.getLogger(__name__)
+LoadModel = Callable[[], tuple[Chat, GenerationParams]]  # a model and the settings of its replies
 
 
 @dataclass
@@ -47,12 +52,23 @@ class Question:
 class Service:
     """A loaded pack and everything needed to serve it. `defaults`: settings of a reply where a client names none."""
 
-    def __init__(self, chat: Chat, model_id: str, defaults: GenerationParams, limits: Limits = Limits(), log_transcripts: bool = False):
-        self.chat, self.model_id, self.limits, self.log_transcripts = chat, model_id, limits, log_transcripts
-        self.defaults = replace(defaults, max_new_tokens=limits.new_tokens)
-        self.worker = Worker(chat.engine, limits.waiting)
-        self.metrics = Metrics(self.worker)
+    def __init__(self, chat: Chat, model_id: str, defaults: GenerationParams, limits: Limits = Limits(), log_transcripts: bool = False,
+                 models: dict[str, LoadModel] | None = None, voices_dir: str | Path | None = None):
+        self.limits, self.log_transcripts, self.voices_dir = limits, log_transcripts, voices_dir
+        self.models = models or {}
         self.encoders = ThreadPoolExecutor(1, "encoders")
+        self.changing = asyncio.Lock()
+        self._take(chat, model_id, defaults)
+        self.metrics = Metrics(self)
+
+    def _take(self, chat: Chat, model_id: str, defaults: GenerationParams) -> None:
+        self.chat, self.model_id, self.defaults = chat, model_id, replace(defaults, max_new_tokens=self.limits.new_tokens)
+        self.worker = Worker(chat.engine, self.limits.waiting)
+        self.store = None
+        if self.voices_dir is not None and chat.mimi is not None:
+            self.store = VoiceStore(Path(self.voices_dir) / codec_id(chat.mimi), chat.config)
+            cloned = {name: voice for name, voice in self.store.load().items() if name not in chat.voices}
+            chat.voices = {**chat.voices, **cloned}
 
     @property
     def voices(self) -> list[str]:
@@ -62,6 +78,46 @@ class Service:
     def close(self) -> None:
         self.worker.stop()
         self.encoders.shutdown(cancel_futures=True)
+
+    async def change_model(self, name: str) -> None:
+        """Serve another one of `models` from now on; the old one goes on until it is loaded. ProtocolError when it cannot be."""
+        if name not in self.models:
+            raise ProtocolError(f"no model {name[:80]!r}; there are {', '.join(self.models)}", "model_not_found", "model")
+        async with self.changing:
+            if name == self.model_id:
+                return
+            chat, defaults = await self.encode(self._load, name)
+            old = self.worker
+            self._take(chat, name, defaults)
+            self.worker.start()
+            await asyncio.to_thread(old.stop)
+
+    def _load(self, name: str) -> tuple[Chat, GenerationParams]:
+        try:
+            return self.models[name]()
+        except FileNotFoundError as error:  # its message names a path
+            log.warning("model %s cannot be loaded: %s", name, error)
+            raise ValueError(f"model {name} lacks a file; the server's log says which") from error
+
+    # ---- voices
+
+    def enrol(self, name: str, clip: bytes) -> Voice:
+        """Clone a voice from an encoded file's bytes and keep it; to be run in the encoders' thread. ValueErrors say what is wrong."""
+        if self.store is None:
+            raise ProtocolError("this server keeps no cloned voices", "missing_module")
+        voice = self.chat.clone(clip, check_name(name, self.chat.voices))
+        self.store.save(voice)
+        self.chat.voices = {**self.chat.voices, voice.name: voice}
+        return voice
+
+    def delete_voice(self, name: str) -> None:
+        """Forget a cloned voice, here and on disk; to be run in the encoders' thread."""
+        if name not in self.chat.voices:
+            raise ProtocolError("there is no such voice", "voice_not_found", "name")
+        if self.chat.voices[name].kind != "cloned":
+            raise ProtocolError("only a cloned voice can be deleted", param="name")
+        self.store.delete(name)
+        self.chat.voices = {key: voice for key, voice in self.chat.voices.items() if key != name}
 
     # ---- decoding, in the encoders' thread
 

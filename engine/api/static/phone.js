@@ -3,9 +3,28 @@
 //
 // - 24 kHz pcm16 up in packets of 40 ms; down it is queued sample by sample and can be cut at once.
 // - Barge-in: on speech_started the queue is cleared, and the item is truncated to what was really played.
+// - A picture from the camera becomes part of what the user says next.
+// - Chinese where the browser is; messages of the server are English.
 
 const RATE = 24000;
 const PACKET = 960; // samples: 40 ms
+const PICTURE = 512; // pixels of a picture's longer side: the model sees 256
+const WORDS = {
+  en: { idle: "Ready", connecting: "Connecting…", listening: "Listening", thinking: "Thinking…", speaking: "Speaking",
+    call: "Call", mute: "Mute", show: "Show", hangup: "Hang up", interrupting: "let me interrupt", voicing: "voice",
+    insecure: "This browser gives a page the microphone only over https or on this machine's own address.\n" +
+      "Open http://127.0.0.1 on the machine itself, or start the server with --ssl-certfile and --ssl-keyfile.",
+    denied: "The microphone was denied. Allow it for this page (the icon beside the address), then call again.",
+    unusable: "There is no usable microphone. Connect one, then call again.",
+    blind: "There is no camera to use, or it was denied: allow it for this page.", ended: "The server ended the call." },
+  zh: { idle: "就绪", connecting: "连接中…", listening: "正在听", thinking: "思考中…", speaking: "正在说",
+    call: "拨打", mute: "静音", show: "拍照", hangup: "挂断", interrupting: "允许打断", voicing: "音色",
+    insecure: "浏览器只在 https 或本机地址上允许网页使用麦克风。\n" +
+      "请在本机打开 http://127.0.0.1，或用 --ssl-certfile 和 --ssl-keyfile 启动服务器。",
+    denied: "麦克风被拒绝。请允许此网页使用麦克风（地址栏旁的图标），然后重新拨打。",
+    unusable: "没有可用的麦克风。请连接后重新拨打。",
+    blind: "没有可用的摄像头，或未被允许。", ended: "服务器结束了通话。" },
+};
 
 if (typeof AudioWorkletProcessor !== "undefined") {
   registerProcessor("phone", class extends AudioWorkletProcessor {
@@ -50,15 +69,15 @@ if (typeof AudioWorkletProcessor !== "undefined") {
 
 function startPage() {
   const element = (id) => document.getElementById(id);
-  const states = { idle: "Ready", connecting: "Connecting…", listening: "Listening", thinking: "Thinking…", speaking: "Speaking" };
+  const words = WORDS[(navigator.language || "en").startsWith("zh") ? "zh" : "en"];
   let call = null; // everything that belongs to the call that is going on
 
   function show(state) {
     document.body.dataset.state = state;
-    element("state").textContent = states[state];
+    element("state").textContent = words[state];
     const calling = state !== "idle";
     element("call").hidden = calling;
-    element("mute").hidden = element("hangup").hidden = !calling;
+    element("mute").hidden = element("show").hidden = element("hangup").hidden = !calling;
   }
 
   function complain(text) { element("message").textContent = text; }
@@ -78,8 +97,7 @@ function startPage() {
   async function dial() {
     complain("");
     if (!window.isSecureContext || !navigator.mediaDevices) {
-      return complain("This browser gives a page the microphone only over https or on this machine's own address.\n" +
-        "Open http://127.0.0.1 on the machine itself, or start the server with --ssl-certfile and --ssl-keyfile.");
+      return complain(words.insecure);
     }
     call = { captions: new Map(), played: new Map(), current: null, muted: false, responding: false };
     const mine = call; // a hang-up while we wait for permission must not be undone by what follows
@@ -90,9 +108,7 @@ function startPage() {
         channelCount: 1, echoCancellation: true, noiseSuppression: true, autoGainControl: true } });
     } catch (error) {
       hangUp();
-      return complain(error.name === "NotAllowedError"
-        ? "The microphone was denied. Allow it for this page (the icon beside the address), then call again."
-        : `There is no usable microphone (${error.name}). Connect one, then call again.`);
+      return complain(error.name === "NotAllowedError" ? words.denied : `${words.unusable} (${error.name})`);
     }
     mine.audio = new AudioContext({ sampleRate: RATE });
     await mine.audio.audioWorklet.addModule("phone.js");
@@ -106,7 +122,7 @@ function startPage() {
     mine.socket.onmessage = ({ data }) => { if (call === mine) received(JSON.parse(data)); };
     mine.socket.onclose = () => {
       if (call !== mine) return;
-      if (!element("message").textContent) complain("The server ended the call.");
+      if (!element("message").textContent) complain(words.ended);
       hangUp();
     };
   }
@@ -116,7 +132,8 @@ function startPage() {
   }
 
   function configure() {
-    send("session.update", { session: { type: "realtime", output_modalities: ["audio"], audio: { input: {
+    const output = element("voice").value ? { output: { voice: element("voice").value } } : {};
+    send("session.update", { session: { type: "realtime", output_modalities: ["audio"], audio: { ...output, input: {
       format: { type: "audio/pcm", rate: RATE }, transcription: { model: "built-in" },
       turn_detection: { type: "server_vad", interrupt_response: element("interrupt").checked } } } } });
   }
@@ -196,6 +213,40 @@ function startPage() {
     send("input_audio_buffer.append", { audio: btoa(String.fromCharCode(...bytes)) });
   }
 
+  async function showPicture() {
+    const mine = call;
+    let stream;
+    try {
+      stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
+    } catch (error) {
+      return complain(words.blind);
+    }
+    const video = document.createElement("video"), canvas = document.createElement("canvas");
+    video.muted = video.playsInline = true;
+    video.srcObject = stream;
+    await video.play();
+    const scale = Math.min(1, PICTURE / Math.max(video.videoWidth, video.videoHeight));
+    canvas.width = scale * video.videoWidth;
+    canvas.height = scale * video.videoHeight;
+    canvas.getContext("2d").drawImage(video, 0, 0, canvas.width, canvas.height);
+    stream.getTracks().forEach((track) => track.stop());
+    if (call !== mine) return;
+    const image = document.createElement("img");
+    image.src = canvas.toDataURL("image/jpeg", 0.85);
+    element("captions").append(image);
+    send("conversation.item.create", { item: { type: "message", role: "user",
+      content: [{ type: "input_image", image_url: image.src }] } });
+  }
+
+  async function listVoices() {
+    const response = await fetch("v1/voices");
+    for (const { id } of (await response.json()).data) {
+      const option = document.createElement("option");
+      option.value = option.textContent = id;
+      element("voice").append(option);
+    }
+  }
+
   function tick() {
     const seconds = Math.floor((Date.now() - call.began) / 1000);
     element("timer").textContent = `${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, "0")}`;
@@ -223,5 +274,9 @@ function startPage() {
     call.muted = !call.muted;
     element("mute").setAttribute("aria-pressed", String(call.muted));
   };
-  element("interrupt").onchange = () => { if (call) configure(); };
+  element("show").onclick = () => showPicture().catch((error) => complain(error.message));
+  element("interrupt").onchange = element("voice").onchange = () => { if (call) configure(); };
+  for (const id of ["call", "mute", "show", "hangup", "interrupting", "voicing"]) element(id).textContent = words[id];
+  element("state").textContent = words.idle;
+  listVoices().catch((error) => complain(error.message));
 }

@@ -1,0 +1,150 @@
+"""Soak test of a running server: calls in waves, with broken messages, slow readers and callers who hang up, for minutes on end.
+
+- Every question's reply is known from asking it alone; a caller must never get another question's: no cross-talk.
+- At the end no session, queue or row may be left, and the server's memory must not have grown (--pid) by more than a tenth since the
+  first waves.
+- The last line is JSON; exit code 1 when something was wrong. Questions are typed: a pack without SenseVoice will do.
+
+    python -m scripts.soak http://127.0.0.1:7860 --minutes 10 --pid $(pgrep -f web_demo_omni)
+"""
+import argparse
+import asyncio
+import base64
+import json
+import random
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import websockets
+
+QUESTIONS = {  # typed question: greedy, the answer is the same whoever else is being answered
+    "What color is the sky?", "What is the opposite of hot?", "How much is two plus two?", "What is the opposite of big?",
+    "What color is grass?", "How much is seven plus three?", "What color is milk?", "What is the opposite of up?"}
+JUNK = ("", "{", "[]", "null", '{"type": "no.such.event"}', '{"type": "response.cancel"}', '{"type": 3}', "\x00" * 50,
+        '{"type": "input_audio_buffer.append", "audio": "!"}', '{"type": "conversation.item.delete", "item_id": "x"}')
+KINDS = ("good", "good", "good", "rude", "slow", "gone")
+SETTLED_WAVES = 3  # after which memory is first read: caches and threads are there
+
+
+class Caller:
+    """One call. kind: good, rude (broken messages), slow (does not read), gone (hangs up in the middle of the reply)."""
+
+    def __init__(self, url: str, question: str, kind: str, rng: random.Random):
+        self.url, self.question, self.kind, self.rng = url, question, kind, rng
+
+    async def run(self) -> str | None:
+        """The reply's text; None for a call that was not to have a whole one."""
+        async with websockets.connect(self.url, max_size=None, open_timeout=60, close_timeout=5) as socket:
+            await self.send(socket, "session.update", session={"type": "realtime", "audio": {"input": {"turn_detection": None}}})
+            if self.kind == "rude":
+                for _ in range(20):
+                    await socket.send(self.rng.choice(JUNK))
+                sound = base64.b64encode(self.rng.randbytes(self.rng.randrange(4000))).decode()
+                await self.send(socket, "input_audio_buffer.append", audio=sound)
+                await self.send(socket, "input_audio_buffer.clear")
+            content = [{"type": "input_text", "text": self.question}]
+            await self.send(socket, "conversation.item.create", item={"type": "message", "role": "user", "content": content})
+            await self.send(socket, "response.create")
+            return await self.listen(socket)
+
+    async def send(self, socket, type: str, **fields) -> None:
+        await socket.send(json.dumps({"type": type, **fields}))
+
+    async def listen(self, socket) -> str | None:
+        text, frames = "", 0
+        last = self.rng.randrange(1, 15) if self.kind == "gone" else None
+        while True:
+            event = json.loads(await asyncio.wait_for(socket.recv(), 120))
+            if event["type"] == "response.output_audio_transcript.delta":
+                text += event["delta"]
+            elif event["type"] == "response.output_audio.delta":
+                frames += 1
+                if frames == last:
+                    return None
+                if self.kind == "slow":
+                    await asyncio.sleep(self.rng.random() * 0.2)
+            elif event["type"] == "response.done":
+                status = event["response"]["status"]
+                if status not in ("completed", "incomplete"):
+                    raise RuntimeError(f"a reply ended as {status}: {event['response'].get('status_details')}")
+                return text.strip()
+            elif event["type"] == "error" and self.kind != "rude":
+                raise RuntimeError(f"error event: {event['error']}")
+
+
+def rss_mib(pid: int) -> float:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(f"process {pid} has no memory: it has ended")
+
+
+async def soak(address: str, seconds: float, wave: int, pid: int | None, seed: int) -> dict:
+    rng = random.Random(seed)
+    url = f"ws{address.removeprefix('http')}/v1/realtime"
+    questions = sorted(QUESTIONS)
+    replies: dict[str, Counter] = {question: Counter() for question in questions}
+    counts, failures, memory = Counter(), Counter(), []
+    for question in questions:  # alone: what each reply is when nobody else talks; the wording is then known
+        replies[question][await Caller(url, question, "good", rng).run()] += 1
+    began = time.monotonic()
+    while time.monotonic() - began < seconds:
+        callers = [Caller(url, rng.choice(questions), rng.choice(KINDS), rng) for _ in range(wave)]
+        results = await asyncio.gather(*(caller.run() for caller in callers), return_exceptions=True)
+        for caller, result in zip(callers, results):
+            counts[caller.kind] += 1
+            if isinstance(result, Exception):
+                failures[f"{type(result).__name__}: {result}"[:200]] += 1
+            elif result is not None:
+                replies[caller.question][result] += 1
+        if pid is not None:
+            memory.append(rss_mib(pid))
+    report = {"calls": dict(counts), "failures": dict(failures), "crosstalk": crosstalk(replies), "left": await what_is_left(address)}
+    if len(memory) > SETTLED_WAVES:
+        report["rss_mib"] = [round(memory[SETTLED_WAVES]), round(memory[-1])]
+        report["rss_growth"] = round(memory[-1] / memory[SETTLED_WAVES] - 1, 3)
+    report["ok"] = not (failures or report["crosstalk"] or report["left"]) and report.get("rss_growth", 0) <= 0.1
+    return report
+
+
+def crosstalk(replies: dict[str, Counter]) -> list[str]:
+    """Replies that were given to a question though, alone, another question had them."""
+    alone = {question: next(iter(counter)) for question, counter in replies.items()}
+    return sorted({f"{question} -> {text}" for question, counter in replies.items() for text in counter
+                   if text != alone[question] and text in {own for other, own in alone.items() if other != question}})
+
+
+async def what_is_left(address: str, patience_s: float = 20) -> dict:
+    """Gauges of /metrics that have not come back to zero."""
+    import httpx
+
+    left = {}
+    async with httpx.AsyncClient(timeout=30) as client:
+        deadline = time.monotonic() + patience_s
+        while True:
+            lines = (await client.get(f"{address}/metrics")).text.splitlines()
+            values = dict(line.rsplit(" ", 1) for line in lines if line and not line.startswith("#"))
+            left = {name: float(values[f"minimind_{name}"]) for name in ("realtime_sessions", "speaking", "queue")}
+            left = {name: value for name, value in left.items() if value}
+            if not left or time.monotonic() > deadline:
+                return left
+            await asyncio.sleep(0.5)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("address", help="of a running server, such as http://127.0.0.1:7860")
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--wave", type=int, default=8, help="calls at the same time")
+    parser.add_argument("--pid", type=int, help="the server's process, to watch its memory")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    report = asyncio.run(soak(args.address.rstrip("/"), 60 * args.minutes, args.wave, args.pid, args.seed))
+    print(json.dumps(report))
+    return 0 if report["ok"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
