@@ -155,9 +155,8 @@ class Engine:
     @property
     def num_bytes(self) -> dict[str, int]:
         """Memory by purpose."""
-        weights = sum(t.numel() * t.element_size() for t in (*self.network.parameters(), *self.network.buffers()))
-        return {"weights": weights, "cache": self.cache.num_bytes, "codec_state": self.mimi_state.num_bytes if self.mimi_state else 0,
-                "conversations": self.store.num_bytes}
+        return {"weights": self.network.num_bytes, "cache": self.cache.num_bytes, "conversations": self.store.num_bytes,
+                "codec_state": self.mimi_state.num_bytes if self.mimi_state else 0}
 
     # ---- rows
 

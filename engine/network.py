@@ -229,6 +229,14 @@ class Network(nn.Module):
         own = self.code_up(inner.unflatten(1, (NUM_CODEBOOKS, -1)).transpose(0, 1))  # (8, B, vocab)
         return (base.float() + own.float()).transpose(0, 1)
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory of all weights."""
+        matrices = [m for m in self.modules() if isinstance(m, (Matrix, MatrixBank))]
+        counted = {id(t) for m in matrices for t in m.buffers()}
+        rest = sum(t.numel() * t.element_size() for t in (*self.parameters(), *self.buffers()) if id(t) not in counted)
+        return rest + sum(m.num_bytes for m in matrices)
+
     def new_cache(self, rows: int, max_length: int) -> KVCache:
         """An empty cache for this network's layers; `extra` is for what the Talker reads of the Thinker (see `think`)."""
         shapes = [(block.kv_heads, block.head_dim) for block in (*self.thinker, *self.talker)]

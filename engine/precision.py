@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.packed import Packed, linear, pack
+
 DTYPES = ("auto", "fp32", "bf16", "fp16", "int8")
 
 
@@ -51,13 +53,26 @@ class Matrix(nn.Module):
         if self.int8:
             weight, scale = quantize(weight)
             self.register_buffer("scale", scale.to(self.dtype))
-        self.register_buffer("weight", (weight if self.int8 else weight.to(self.dtype)).contiguous().clone())
+        weight = weight.contiguous() if self.int8 else pack(weight.to(self.dtype, copy=True).contiguous())
+        if isinstance(weight, Tensor):
+            self.register_buffer("weight", weight)
+        else:
+            self.weight = weight
         self.register_buffer("bias", None if bias is None else bias.to(self.dtype, copy=True))
+
+    @property
+    def num_bytes(self) -> int:
+        """What a product reads."""
+        return sum(t.numel() * t.element_size() for t in self.buffers()) + (self.weight.num_bytes if isinstance(self.weight, Packed) else 0)
+
+    @property
+    def num_weights(self) -> int:
+        return self.weight.numel()
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.dtype)
         if not self.int8:
-            return F.linear(x, self.weight, self.bias)
+            return linear(x, self.weight, self.bias)
         y = _int8_linear(x.flatten(0, -2), self.weight, self.scale).view(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias
 
@@ -74,6 +89,15 @@ class MatrixBank(nn.Module):
         else:
             weights = weights.to(self.dtype)
         self.register_buffer("weights", weights.contiguous().clone())  # (K, out, in)
+
+    @property
+    def num_bytes(self) -> int:
+        """What a product reads."""
+        return sum(t.numel() * t.element_size() for t in self.buffers())
+
+    @property
+    def num_weights(self) -> int:
+        return self.weights.numel()
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.dtype)

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import FRAME_SAMPLES, NUM_CODEBOOKS, SAMPLE_RATE
+from model.packed import Packed, linear, pack
 
 CHUNK_FRAMES = 8  # frames per inner step unless the state says otherwise
 CPU_FRAMES = 32  # of all rows in an inner step of `encode` on a CPU: its largest tensors are then 16 MB when of the released size
@@ -30,7 +31,7 @@ ENCODER_PARTS = ("encoder.", "encoder_transformer.", "downsample.")  # state-dic
 @dataclass
 class Conv:
     """Causal convolution over (B, T, C): kernel `span` samples wide (dilation included), moving `stride`."""
-    weight: Tensor  # (upsample * C_out, taps * C_in)
+    weight: Tensor | Packed  # (upsample * C_out, taps * C_in)
     bias: Tensor | None
     span: int
     stride: int = 1
@@ -54,11 +55,11 @@ class Residual:
 class Block:
     """Weights of one transformer layer; layer scale is folded into `out` and `down`."""
     norm1: tuple[Tensor, Tensor]
-    qkv: Tensor  # (3 * H * D, C)
-    out: Tensor
+    qkv: Tensor | Packed  # (3 * H * D, C)
+    out: Tensor | Packed
     norm2: tuple[Tensor, Tensor]
-    up: Tensor
-    down: Tensor
+    up: Tensor | Packed
+    down: Tensor | Packed
 
 
 @dataclass
@@ -144,8 +145,8 @@ class Mimi:
         self.config, self.device, self.dtype = model.config, torch.device(device), dtype
         encode_half, decode_half = _halves(model)
         with torch.no_grad():
-            self.decoder = _to(decode_half, self.device, dtype)
-            self.encoder = _to(encode_half, self.device, dtype) if encoder else None
+            self.decoder = _to(decode_half, self.device, dtype, 1)
+            self.encoder = _to(encode_half, self.device, dtype, FRAME_SAMPLES) if encoder else None
             chains = _codebook_chains(model.quantizer)
             # decoding needs only the projected entries, so dequantising is a look-up and a sum
             self.decode_table = torch.cat([chain.tables @ chain.outward.T for chain in chains]).to(self.device, dtype)
@@ -300,7 +301,7 @@ def _conv(x: Tensor, conv: Conv, past: Tensor, fresh: Tensor, active: Tensor | N
         x = x.unfold(1, conv.span, conv.stride)[..., ::conv.dilation].transpose(2, 3).flatten(2)
         if len(x) > 1 and x.shape[1] < FEW_STEPS and x.device.type == "cpu":
             x = x.contiguous()  # a view is multiplied row by row, the weights packed anew for each: up to 200 times slower in bfloat16
-    y = F.linear(x, conv.weight, conv.bias)
+    y = linear(x, conv.weight, conv.bias)
     return y.reshape(y.shape[0], y.shape[1] * conv.upsample, -1)
 
 
@@ -326,15 +327,15 @@ def _transformer(x: Tensor, net: Transformer, state: MimiState, active: Tensor |
     cos, sin = (f(torch.cat([angles, angles], dim=-1)).to(x.dtype)[:, :, None] for f in (torch.cos, torch.sin))
     index = (query % ring)[:, None, :, None].expand(-1, net.heads, -1, state.keys.shape[4])
     for block, keys, values in zip(net.blocks, state.keys, state.values):
-        qkv = F.linear(F.layer_norm(x, (C,), *block.norm1, net.eps), block.qkv).view(B, t, 3, net.heads, -1)
+        qkv = linear(F.layer_norm(x, (C,), *block.norm1, net.eps), block.qkv).view(B, t, 3, net.heads, -1)
         q, k, v = (part.transpose(1, 2) for part in (_rotate(qkv[:, :, 0], cos, sin), _rotate(qkv[:, :, 1], cos, sin), qkv[:, :, 2]))
         for store, new in ((keys, k), (values, v)):
             if active is not None:
                 new = torch.where(active[:, None, None, None], new, store.gather(2, index))
             store.scatter_(2, index, new)
         seen = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)  # (B, H, t, D)
-        x = x + F.linear(seen.transpose(1, 2).flatten(2), block.out)
-        x = x + F.linear(F.gelu(F.linear(F.layer_norm(x, (C,), *block.norm2, net.eps), block.up)), block.down)
+        x = x + linear(seen.transpose(1, 2).flatten(2), block.out)
+        x = x + linear(F.gelu(linear(F.layer_norm(x, (C,), *block.norm2, net.eps), block.up)), block.down)
     state.position += t if active is None else t * active
     return x
 
@@ -471,22 +472,24 @@ def _codebook_chains(quantizer) -> list[Chain]:
     return chains
 
 
-def _to(half: Half, device, dtype) -> Half:
-    """Move a prepared half; rotary frequencies stay float32 because positions grow large."""
+def _to(half: Half, device, dtype, rows: int) -> Half:
+    """Move a prepared half, which takes `rows` inputs a frame; rotary frequencies stay float32 because positions grow large."""
     def move(tensor):
         return None if tensor is None else tensor.to(device, dtype, copy=True).contiguous()
 
     for conv in half.convs():
-        conv.weight, conv.bias = move(conv.weight), move(conv.bias)
+        rows //= conv.stride
+        conv.weight, conv.bias = pack(move(conv.weight), rows), move(conv.bias)
+        rows *= conv.upsample
     half.transformer.inv_freq = half.transformer.inv_freq.to(device)
-    half.transformer.blocks = [Block(tuple(map(move, b.norm1)), move(b.qkv), move(b.out), tuple(map(move, b.norm2)), move(b.up),
-                                     move(b.down)) for b in half.transformer.blocks]
+    half.transformer.blocks = [Block(tuple(map(move, b.norm1)), pack(move(b.qkv), 2), pack(move(b.out), 2), tuple(map(move, b.norm2)),
+                                     pack(move(b.up), 2), pack(move(b.down), 2)) for b in half.transformer.blocks]
     return half
 
 
 def _new_state(half: Half, batch: int, max_frames: int) -> MimiState:
-    net, first = half.transformer, half.transformer.blocks[0].qkv
-    width = first.shape[0] // 3 // net.heads
+    net = half.transformer
+    width, first = net.blocks[0].qkv.shape[0] // 3 // net.heads, net.blocks[0].norm1[0]
     ring = net.window + 2 * max_frames - 1  # a step of 2 * max_frames positions must not overwrite what its first query sees
     inputs = [first.new_zeros(batch, c.left, c.weight.shape[1] // len(range(0, c.span, c.dilation))) for c in half.convs()]
     keys, values = (first.new_zeros(len(net.blocks), batch, net.heads, ring, width) for _ in range(2))

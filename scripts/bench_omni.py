@@ -80,12 +80,12 @@ def floor_ms(engine: Engine, machine: dict, sessions: int, length: int) -> float
     read = products = 0
     for module in engine.network.modules():
         if isinstance(module, (Matrix, MatrixBank)):
-            read += sum(t.numel() * t.element_size() for t in module.buffers(recurse=False))
-            products += module.weight.numel() if isinstance(module, Matrix) else module.weights.numel()
+            read += module.num_bytes
+            products += module.num_weights
         elif isinstance(module, Experts):  # a row reads its own experts only
-            share = module.top_k / len(module.experts)
-            read -= (1 - min(1, sessions * share)) * sum(t.numel() * t.element_size() for t in module.experts.buffers())
-            products -= (1 - share) * sum(t.numel() for t in module.experts.buffers())
+            share, matrices = module.top_k / len(module.experts), [m for m in module.experts.modules() if isinstance(m, Matrix)]
+            read -= (1 - min(1, sessions * share)) * sum(m.num_bytes for m in matrices)
+            products -= (1 - share) * sum(m.num_weights for m in matrices)
     read += sessions * length * engine.cache.num_bytes / (engine.slots * engine.max_length)
     flops = 2 * products * sessions / machine["flops"][str(engine.precision.activations)]
     return 1000 * max(read / machine["bytes_per_s"], flops)
