@@ -21,6 +21,8 @@ def schema(tmp_path_factory):
         yield schemathesis.openapi.from_url(f"http://{address}/openapi.json")
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_made_up_requests_get_typed_answers(schema):
     operations = [result.ok() for result in schema.get_all_operations()]
     assert {"POST /v1/chat/completions", "POST /v1/voices", "DELETE /v1/voices/{name}"} <= {operation.label for operation in operations}
