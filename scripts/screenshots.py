@@ -14,8 +14,10 @@ QUESTION = "What color is the sky?"
 DESKTOP, PHONE = {"width": 1200, "height": 900}, {"width": 390, "height": 844}
 VIEWS = {  # name: (path, window, colour scheme, language)
     "chat-desktop": ("/", DESKTOP, "light", "en"), "chat-phone": ("/", PHONE, "light", "en"),
-    "chat-dark": ("/", DESKTOP, "dark", "en"), "chat-phone-dark-zh": ("/", PHONE, "dark", "zh-CN"), "phone": ("/phone", PHONE, "light", "en"),
-    "phone-dark-zh": ("/phone", PHONE, "dark", "zh-CN"), "tab-phone": ("/", PHONE, "light", "en"), "tab-voices": ("/", PHONE, "light", "en"),
+    "chat-dark": ("/", DESKTOP, "dark", "en"), "chat-phone-dark-zh": ("/", PHONE, "dark", "zh-CN"),
+    "phone": ("/phone", PHONE, "light", "en"),
+    "phone-dark-zh": ("/phone", PHONE, "dark", "zh-CN"), "tab-phone": ("/", PHONE, "light", "en"),
+    "tab-voices": ("/", PHONE, "light", "en"),
 }
 TIMEOUT_MS = 120_000
 

@@ -21,13 +21,15 @@ def schema(tmp_path_factory):
         yield schemathesis.openapi.from_url(f"http://{address}/openapi.json")
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_made_up_requests_get_typed_answers(schema):
     operations = [result.ok() for result in schema.get_all_operations()]
     assert {"POST /v1/chat/completions", "POST /v1/voices", "DELETE /v1/voices/{name}"} <= {operation.label for operation in operations}
     statuses = Counter()
 
     def answer(case):
-        response = case.call()
+        response = case.call(timeout=60)
         statuses[response.status_code] += 1
         case.validate_response(response, checks=[not_a_server_error, checks.status_code_conformance, checks.content_type_conformance,
                                                  checks.response_schema_conformance])
@@ -38,8 +40,8 @@ def test_made_up_requests_get_typed_answers(schema):
     for operation in operations:
         for mode in GenerationMode:  # requests as the schema has them, and such as break it
             try:
-                settings(max_examples=20, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))(
+                settings(max_examples=8, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))(
                     given(operation.as_strategy(generation_mode=mode))(answer))()
             except Unsatisfiable:  # nothing can be wrong with a request without a body
                 assert mode is GenerationMode.NEGATIVE and operation.method != "post"
-    assert statuses[200] and statuses[400] > 50, statuses
+    assert statuses[200] and statuses[400] > 15, statuses
