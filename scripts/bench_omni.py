@@ -7,7 +7,7 @@
 - A table, a PNG and a JSON file in --output_dir; the last line printed is the same JSON.
 
     python -m scripts.bench_omni --preset nano base --dtype fp32 bf16 int8 --threads 2
-    python -m scripts.bench_omni --preset base --dtype int8 --sessions 8 --minutes 10    # does anything grow?
+    python -m scripts.bench_omni --preset base --dtype int8 --sessions 8 --minutes 10    # does anything grow? exit code 1 if so
 """
 import argparse
 import json
@@ -39,6 +39,8 @@ FRAME_MS = 1000 * FRAME_SAMPLES / SAMPLE_RATE
 NANO_MIMI = dict(hidden_size=128, num_filters=16, num_hidden_layers=2, intermediate_size=512, num_attention_heads=4,
                  num_key_value_heads=4, codebook_size=512, codebook_dim=96, vector_quantization_hidden_dimension=96,
                  num_semantic_quantizers=8, num_quantizers=9, upsample_groups=128, sliding_window=32)
+MAX_GROWTH = {"rss_growth": 0.05, "frame_growth": 0.10}  # from the first to the last fifth of a --minutes run
+CODEC_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 BIG = 2**28  # float32 numbers of the bandwidth test: 1 GiB, which no cache holds
 COLUMNS = (("preset", "preset"), ("dtype", "dtype"), ("sessions", "sessions"), ("floor ms", "floor_ms"), ("model ms", "model_ms"),
            ("x floor", "over_floor"), ("Mimi ms", "mimi_ms"), ("frame p50", "frame_ms_p50"), ("p95 ms", "frame_ms_p95"), ("RTF", "rtf"),
@@ -210,24 +212,31 @@ def soak(engine: Engine, sessions: int, args) -> dict:
         parts.append({"rss_mib": rss_mib(), "frame_ms_p50": 1000 * statistics.median(crowd.frames)})
         print(f"  {parts[-1]['rss_mib']:.0f} MiB, {parts[-1]['frame_ms_p50']:.2f} ms per frame of {sessions} sessions", flush=True)
     first, last = parts[0], parts[-1]
-    return {"minutes": args.minutes, "sessions": sessions, "replies": crowd.finished, "parts": parts,
-            "rss_growth": last["rss_mib"] / first["rss_mib"] - 1, "frame_growth": last["frame_ms_p50"] / first["frame_ms_p50"] - 1}
+    growth = {"rss_growth": last["rss_mib"] / first["rss_mib"] - 1, "frame_growth": last["frame_ms_p50"] / first["frame_ms_p50"] - 1}
+    passed = all(growth[name] <= most for name, most in MAX_GROWTH.items())
+    print(f"  {'PASS' if passed else 'FAIL'}: " + ", ".join(f"{name} {growth[name]:+.1%} (at most {most:.0%})"
+                                                            for name, most in MAX_GROWTH.items()), flush=True)
+    return {"minutes": args.minutes, "sessions": sessions, "replies": crowd.finished, "parts": parts, **growth, "passed": passed}
 
 
 def new_engine(preset: str, dtype: str, slots: int, args) -> Engine:
     device = torch.device(args.device)
-    mimi = Mimi(MimiModel(MimiConfig(**NANO_MIMI if preset == "nano" else {})).eval(), device, encoder=False)
+    codec = MimiModel(MimiConfig(**NANO_MIMI if preset == "nano" else {})).eval()
+    mimi = Mimi(codec, device, CODEC_DTYPES[args.codec_dtype], encoder=False)
     return Engine(random_model(preset, device), mimi, slots=slots, max_length=args.prompt_tokens + args.steps, dtype=dtype, mode=args.mode)
 
 
 def bench(preset: str, dtype: str, machine: dict, args) -> list[dict]:
-    """Rows for 1, 2, 4, ... sessions, up to the first number that is not in real time."""
-    rows, sessions = [], 1
+    """Rows for 1, 2, 4, ... sessions, up to the first number that is not in real time, or until its share of the time is used."""
+    rows, sessions, end = [], 1, time.perf_counter() + 60 * args.max_minutes / (len(args.preset) * len(args.dtype))
     while sessions <= args.sessions:
         engine = new_engine(preset, dtype, sessions, args)
         rows.append({"preset": preset, "dtype": engine.precision.name, **measure(engine, machine, sessions, args)})
         print(table_line(COLUMNS, rows[-1]), flush=True)
         if rows[-1]["frame_ms_p95"] > FRAME_MS:
+            break
+        if time.perf_counter() > end:
+            print(f"({preset} {dtype}: --max_minutes ended it here, still in real time)", flush=True)
             break
         sessions *= 2
     return rows
@@ -264,6 +273,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=40, help="steps of a reply")
     parser.add_argument("--repeats", type=int, default=5, help="replies per session that are measured")
     parser.add_argument("--minutes", type=float, help="instead: keep --sessions sessions going for so long and report what grew")
+    parser.add_argument("--max_minutes", type=float, default=10, help="start no larger number of sessions after a pair's share of this")
+    parser.add_argument("--codec_dtype", choices=list(CODEC_DTYPES), default="fp32", help="number format of the codec")
     parser.add_argument("--mode", choices=MODES, help="how a step runs (default: graph on CUDA, else eager)")
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -295,7 +306,7 @@ def main(argv: list[str] | None = None) -> int:
         plot(result["rows"], Path(args.output_dir) / "bench_omni.png")
     save_json(result, Path(args.output_dir) / "bench_omni.json")
     print(json.dumps(result))
-    return 0
+    return int(not all(figures["passed"] for figures in result["soak"]))
 
 
 if __name__ == "__main__":
