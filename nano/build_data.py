@@ -154,6 +154,8 @@ def _encode_shard(index, codec, path, batch, word_grid):
 
 def encode_on_grid(codec, utterance, pcm, phones):
     """A clip whose words each begin with a frame: codes (8, T) int16, and which letter each frame says (word_grid.letters_said)."""
+    if phones is None:
+        raise ValueError("the speech shards do not tell when their phones end: delete them, to be made again, or give --word_grid 0")
     wav = to_codec(pcm)
     letters = letters_said(utterance.text, unit_ends(utterance.text, phones), len(wav))
     return GridCodec(codec).encode_spoken(wav, utterance.text, phones), letters

@@ -76,12 +76,12 @@ def read_shard(index):
 
 
 def read_timed_shard(index):
-    """Yield (Utterance, (S,) int16, [[phone, end in seconds]]) of one shard."""
+    """Yield (Utterance, (S,) int16, [[phone, end in seconds]]) of one shard; None for the phones of a shard that does not tell."""
     index = Path(index)
     samples = np.load(index.with_suffix(".npy"), mmap_mode="r")
     start = 0
     for item in json.loads(index.read_text(encoding="utf-8")):
-        count, phones = item.pop("samples"), item.pop("phones")
+        count, phones = item.pop("samples"), item.pop("phones", None)
         yield Utterance(**item), np.array(samples[start:start + count]), phones
         start += count
     assert start == len(samples), (index, start, len(samples))

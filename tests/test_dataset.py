@@ -356,6 +356,21 @@ def test_absent_null_and_odd_columns(tmp_path, tokenizer):
     assert len(first(image).images) == 1, "one picture may be plain binary"
 
 
+def test_letters_stand_where_their_frames_do(tmp_path, tokenizer):
+    """The optional column answer_letters, in a batch with a row that has none."""
+    def dataset(letters):
+        table = pa.table({"conversations": [chat("Hi", "Hello"), chat("Hi", "Hello you")], "answer_audios": [[codes(3)], [codes(5)]],
+                          "answer_letters": pa.array([letters, None], pa.list_(pa.list_(pa.float32())))})
+        pq.write_table(table, tmp_path / "letters.parquet")
+        return OmniDataset(tmp_path / "letters.parquet", tokenizer, CONFIG, 512, Variants.fixed())
+
+    batch = collate([dataset([[0.0, 2.5, 4.5]])[i] for i in (0, 1)])
+    first = int((batch.audio_labels[0, 0] != IGNORE).int().argmax())
+    assert batch.letters[0, first:first + 3].tolist() == [0.0, 2.5, 4.5]
+    assert batch.letters[0].isnan().sum() == batch.letters.shape[1] - 3 and batch.letters[1].isnan().all()
+    assert "2 numbers for 3 frames" in dataset([[0.0, 2.5]])[0].reason
+
+
 def test_spoken_rows_need_the_frame_count(tmp_path, tokenizer):
     path = write(tmp_path / "a.parquet", [t2a_row(question_audios=[wav_bytes()])])
     with pytest.raises(RuntimeError, match="audio_frames"):

@@ -73,4 +73,4 @@ def voice_of(line: dict) -> str | None:
 def grid_frames(text: str) -> int:
     from nano.build_data import encode_on_grid
 
-    return encode_on_grid(GridCodec.load(TARGETS).analyser, Utterance(text, "rms"), *synthesise_timed(text, "rms")).shape[1]
+    return encode_on_grid(GridCodec.load(TARGETS).analyser, Utterance(text, "rms"), *synthesise_timed(text, "rms"))[0].shape[1]

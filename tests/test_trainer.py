@@ -18,7 +18,7 @@ from model.model_omni import MiniMindOmni, OmniConfig, omni_loss
 from tiny_folders import make_tiny_sensevoice, make_tiny_siglip
 from tiny_training import command, make_mixed, make_t2a, make_tokenizer
 from trainer.batch_plan import BatchPlan, PlannedBatches, RowLengths
-from trainer.train_sft_omni import LOSSES, Trainer, main, parse_args, set_trainable
+from trainer.train_sft_omni import LOSSES, TARGETS, Trainer, main, parse_args, set_trainable
 from trainer.trainer_data import collate_padded, only_targets
 from trainer.trainer_utils import Frontends, Processes, RunLog, lr_at, read_log, rng_state, seed_everything, set_rng_state
 
@@ -205,7 +205,7 @@ def test_a_frozen_thinker_stops_at_the_bridge(world):
     args = command(world, freeze_backbone="all", system_share=0.0)
     trainer = Trainer(parse_args(args), CPU)
     batch = next(iter(trainer.data.loader(0, 1)))
-    inputs, labels = trainer._inputs(batch), (batch["text_labels"], batch["audio_labels"])
+    inputs, labels = trainer._inputs(batch), [batch[name] for name in TARGETS]
     assert inputs["speech_only"]
     gradients = []
     for speech_only in (True, False):
@@ -377,13 +377,14 @@ def test_targets_window_keeps_every_loss():
     config = OmniConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_talker_hidden_layers=1, talker_hidden_size=32)
     model = MiniMindOmni(config)
     batch = dict(input_ids=torch.randint(0, 60, (3, 9, 24)), text_labels=torch.full((3, 24), IGNORE),
-                 audio_labels=torch.full((3, 8, 24), IGNORE))
+                 audio_labels=torch.full((3, 8, 24), IGNORE), letters=torch.arange(72.0).view(3, 24))
     batch["text_labels"][0, 5:9], batch["audio_labels"][0, :, 6:20] = 7, 9
     batch["audio_labels"][1, 3, 20:] = config.audio_stop_token  # at the very end, and row 2 has no targets at all
     whole = omni_loss(model(batch["input_ids"]), batch["text_labels"], batch["audio_labels"], config)
     for multiple, width in ((1, 15), (8, 16), (32, 24)):
         cut = only_targets(batch, multiple)
         assert cut["positions"].shape == (3, width) and cut["audio_labels"].shape == (3, 8, width)
+        assert torch.equal(cut["letters"], batch["letters"].gather(1, cut["positions"]))
         losses = omni_loss(model(cut["input_ids"], positions=cut["positions"]), cut["text_labels"], cut["audio_labels"], config)
         torch.testing.assert_close(losses.total, whole.total)
         torch.testing.assert_close(losses.per_codebook, whole.per_codebook)
