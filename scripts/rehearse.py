@@ -65,7 +65,7 @@ def copy_code(work: Path) -> None:
 
 
 def measured(name: str, command: list[str], work: Path, cwd: str = ".") -> Result:
-    """Run one command in the copy to its end."""
+    """Run one command in the copy to its end. Its peak memory is never below this program's own: Linux carries that over the exec."""
     print(f"\n$ {'' if cwd == '.' else f'cd {cwd} && '}{' '.join(command)}", flush=True)
     log, began = work / "rehearsal.log", time.monotonic()
     with open(log, "w", encoding="utf-8") as file:

@@ -62,8 +62,9 @@ def test_a_talk_streams_is_remembered_and_can_be_stopped(pack):
 
         stopped = asyncio.run(collect(page, talk, "And snow?", stop_after=2))
         assert len(frames(stopped)) == 2 < len(sounds) and stopped[-1][0] is not None
-        again = asyncio.run(collect(page, talk, "And milk?"))
-        assert len(frames(again)) > 2, "a stop is for one reply only"
+        # a random model may well say nothing, but not ten times
+        replies = (frames(asyncio.run(collect(page, talk, "And milk?"))) for _ in range(10))
+        assert any(len(sounds) > 2 for sounds in replies), "a stop is for one reply only"
         other = Talk()
         asyncio.run(collect(page, other, "Hi"))
         assert other.id != talk.id and len(other.messages) == 2

@@ -42,7 +42,7 @@ def test_campplus_voices_and_examples_are_found_whole(tmp_path):
 
 def test_a_step_is_timed_weighed_and_its_failure_shown(tmp_path, capsys):
     good = rehearse.measured("good", [sys.executable, "-c", "import time; x = bytearray(200_000_000); time.sleep(1); print('done')"], tmp_path)
-    assert good.result == "ok" and 0.2 <= good.gigabytes < 1 and good.seconds > 0 and good.tail == ""
+    assert good.result == "ok" and good.gigabytes >= 0.2 and good.seconds > 0 and good.tail == ""
     bad = rehearse.measured("bad", [sys.executable, "-c", "raise SystemExit('no such thing')"], tmp_path)
     assert bad.result == "exit code 1" and "no such thing" in bad.tail
     assert "done" in capsys.readouterr().out

@@ -12,12 +12,12 @@ WORK=${WORK:-out/nano}                    # everything that is not shipped
 PACK=${PACK:-$WORK/pack}                  # what is: --load_from for the chat
 SHIP=${SHIP:-0}
 DEVICE=${DEVICE:-$($PYTHON -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")')}
-# One core of a CPU: 100 minutes, the last 30 of them for the encoder, 36 more for it alone, then 35 in which the decoder gets used to it.
+# One core of a CPU: 100 minutes, the last 30 of them for the encoder, 36 more for it alone, then 48 of both.
 # On a GPU e.g. CODEC_LENGTH="--minutes 6", CODEC_ENCODER="--minutes 2 ...", CODEC_DECODER="--minutes 2 ...", with the default sizes.
 CODEC_SIZE=${CODEC_SIZE:---adversarial_at 1 --batch_size 4 --frames 16 --fit_frames 50000 --threads 1 --use_compile 1}
 CODEC_LENGTH=${CODEC_LENGTH:---minutes 100 --joint_at 0.315 --encoder_at 0.7}
 CODEC_ENCODER=${CODEC_ENCODER:---minutes 36 --joint_at 0 --encoder_at 0 --lr 1.8e-3}
-CODEC_DECODER=${CODEC_DECODER:---minutes 35 --joint_at 0 --lr 7e-4}
+CODEC_DECODER=${CODEC_DECODER:---minutes 48 --joint_at 0 --lr 1e-3 --batch_size 8}
 LIMIT=${LIMIT:-13715}                     # pairs of the corpus that are spoken: all
 LLM_STEPS=${LLM_STEPS:-1300}
 STEPS=${STEPS:-4500}
