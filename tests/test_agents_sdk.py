@@ -31,5 +31,6 @@ def test_a_call_by_the_agents_sdk(tmp_path):
     assert seen["errors"] == [] and "error" not in seen["types"]
     assert seen["interrupted"] >= 1 and seen["audioBytes"] >= 2 * 3840
     assert len(seen["statuses"]) == 2 and seen["statuses"][0] in (["cancelled", "turn_detected"], ["completed", None])
-    assert seen["statuses"][1] == ["completed", None]
+    # the ear is a random one: what the model makes of that need not come to an end
+    assert seen["statuses"][1] in (["completed", None], ["incomplete", "max_output_tokens"])
     assert [role for role, *_ in seen["history"]] == ["user", "assistant"] * 2
