@@ -55,7 +55,7 @@ def test_soak_tells_growth(tiny_sizes, tmp_path, capsys, monkeypatch, most, verd
                             "--device", "cpu", "--output_dir", str(tmp_path)]) == (verdict == "FAIL")
     out = capsys.readouterr().out
     soak, = json.loads(out.splitlines()[-1])["soak"]
-    assert len(soak["parts"]) == 5 and abs(soak["rss_growth"]) < 0.2 and soak["replies"] >= 2
+    assert len(soak["parts"]) == 5 and abs(soak["rss_growth"]) < 0.2 and soak["replies"] > 4
     assert soak["passed"] == (verdict == "PASS") and f"{verdict}: rss_growth" in out
 
 
