@@ -28,15 +28,17 @@ def mel_filterbank(bands, window, max_hz, device=None):
 
 def log_mel(wav, filters, hop=HOP):
     """wav (B, S) float, S a multiple of hop -> (B, S // hop, 40): window j ends at sample (j + 1) * hop."""
-    windows = F.pad(wav, (WINDOW - hop, 0)).unfold(-1, WINDOW, hop)
-    magnitude = torch.fft.rfft(windows * torch.hann_window(WINDOW, device=wav.device)).abs()
-    return (magnitude @ filters).clamp(min=LOG_FLOOR).log()
+    return _log_mel(F.pad(wav, (WINDOW - hop, 0)).unfold(-1, WINDOW, hop), filters)
 
 
 def log_mel_at(wav, filters, ends):
     """Log-mel of one clip where one likes: wav (S,) float, ends (N,) the sample before which each window ends, 0 to S -> (N, 40)."""
-    windows = F.pad(wav, (WINDOW, 0)).unfold(-1, WINDOW, 1)[ends]
-    magnitude = torch.fft.rfft(windows * torch.hann_window(WINDOW, device=wav.device)).abs()
+    return _log_mel(F.pad(wav, (WINDOW, 0)).unfold(-1, WINDOW, 1)[ends], filters)
+
+
+def _log_mel(windows, filters):
+    """windows (..., 1024) -> (..., 40)."""
+    magnitude = torch.fft.rfft(windows * torch.hann_window(WINDOW, device=windows.device)).abs()
     return (magnitude @ filters).clamp(min=LOG_FLOOR).log()
 
 
