@@ -250,13 +250,13 @@ def inject(x: Tensor, text: Tensor, pad_ids: list[int], vectors: Tensor, lens: T
 
 
 def omni_loss(out: OmniOutput, text_labels: Tensor, audio_labels: Tensor, config: OmniConfig, counts: Tensor | None = None,
-              fused: bool = True) -> OmniLosses:
+              fused: bool = True, weights: Tensor | None = None) -> OmniLosses:
     """text_labels (B, T) and audio_labels (B, 8, T), aligned with the logits, IGNORE where there is no target.
 
     Text: mean cross-entropy over the labelled positions (0 without text logits). Audio: mean over codebooks of
     sum(w * CE) / labelled positions, w = 10 on stop tokens. A term without labels is 0 and keeps the graph.
     counts: divide by these, as of `label_counts`, instead of by this batch's own (processes share a batch). fused: all codebooks
-    in one cross-entropy, else one each: the same numbers.
+    in one cross-entropy, else one each: the same numbers. weights (8,): how much each codebook counts in the mean, default alike.
     """
     counts = label_counts(text_labels, audio_labels).clamp(min=1) if counts is None else counts
     if out.logits is None:
@@ -269,7 +269,7 @@ def omni_loss(out: OmniOutput, text_labels: Tensor, audio_labels: Tensor, config
         audio = torch.stack([_unreduced(out.audio_logits[:, k], audio_labels[:, k]) for k in range(NUM_CODEBOOKS)], dim=1)
     weight = torch.where(audio_labels == config.audio_stop_token, STOP_WEIGHT, 1.0)
     per_codebook = (audio * weight).sum((0, 2)) / counts[:-1]
-    audio = per_codebook.mean()
+    audio = per_codebook.mean() if weights is None else (per_codebook * weights).sum() / weights.sum()
     return OmniLosses(text + audio + out.aux_loss, text, audio, out.aux_loss, per_codebook.detach())
 
 

@@ -210,6 +210,18 @@ def test_stop_tokens_weigh_ten():
     torch.testing.assert_close(stop, -10 * logp[:, model.config.audio_stop_token].mean())
 
 
+def test_codebook_weights_say_how_much_each_codebook_counts():
+    model = tiny()
+    out = model(torch.zeros(1, 9, 3, dtype=torch.long))
+    text, labels = torch.full((1, 3), IGNORE), torch.arange(24).view(1, 8, 3)
+    plain = omni_loss(out, text, labels, model.config)
+    alike = omni_loss(out, text, labels, model.config, weights=torch.full((8,), 0.5))
+    torch.testing.assert_close(alike.audio, plain.audio)
+    third = omni_loss(out, text, labels, model.config, weights=torch.eye(8)[2])
+    torch.testing.assert_close(third.audio, plain.per_codebook[2])
+    torch.testing.assert_close(third.per_codebook, plain.per_codebook)
+
+
 def test_talker_starts_as_the_thinkers_last_layers():
     model = tiny(num_attention_heads=8, num_key_value_heads=4)
     init_talker_from_thinker(model)

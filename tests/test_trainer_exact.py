@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from tiny_folders import make_tiny_sensevoice, make_tiny_siglip
 from tiny_training import command, make_mixed, make_t2a, make_tokenizer
 
 from dataset.parquet_rows import ParquetRows
@@ -109,6 +110,33 @@ def test_token_budget_fills_batches_by_positions():
             assert plan.number_at(plan.position(number)) == number, "a position in epochs finds its batch again"
     with pytest.raises(ValueError, match="--max_tokens needs the rows' lengths"):
         BatchPlan(1000, 8, max_tokens=1000)
+
+
+def test_resume_is_exact_with_workers_and_augmentation(world, tmp_path):
+    """Spoken questions are augmented by the workers: what a row hears does not depend on which worker, or which run, it falls to."""
+    pytest.importorskip("funasr")
+    make_tiny_sensevoice(tmp_path / "ears", output_size=512)
+    make_tiny_siglip(tmp_path / "eyes", hidden_size=256)
+    make_mixed(tmp_path / "mixed.parquet", 21)
+    flags = dict(data_path=tmp_path / "mixed.parquet", audio_encoder_dir=tmp_path / "ears", vision_dir=tmp_path / "eyes", max_seq_len=256,
+                 epochs=2, history_dropout=0.3)
+    assert main(command(world, save_dir=tmp_path / "whole", num_workers=2, **flags)) == 0
+    assert main(command(world, save_dir=tmp_path / "alone", num_workers=0, **flags)) == 0
+    argv = command(world, save_dir=tmp_path / "parts", num_workers=2, from_resume=1, **flags)
+    trainer = Trainer(parse_args(argv), CPU)
+    assert trainer.data.rows.data.variants.augment is not None
+    step = trainer.train_step
+
+    def interrupted(batches):
+        step(batches)
+        trainer.stop.asked = trainer.step == 4
+    trainer.train_step = interrupted
+    assert trainer.fit() is False and trainer.step == 4
+    assert main(argv) == 0
+    whole, *others = (load_weights(tmp_path / run / "sft_omni_64_resume.pth") for run in ("whole", "alone", "parts"))
+    for other in others:
+        assert other["step"] == whole["step"] > 8
+        assert all(torch.equal(value, other["model"][key]) for key, value in whole["model"].items())
 
 
 def test_token_budget_trains_and_resumes(world, tmp_path):

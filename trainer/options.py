@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from model.config import PRESETS, OmniConfig
+from model.config import NUM_CODEBOOKS, PRESETS, OmniConfig
 from trainer.trainer_utils import ROOT, check_config
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -54,6 +54,8 @@ def parse(description: str, argv: list[str] | None = None) -> argparse.Namespace
         "speech to learn from, it reads the text sooner")
     add("--guided_attention", type=float, default=0.0, help="weight of a loss that shows the Talker which word is being said "
         "(trainer/attention_guide.py); for little speech, e.g. 0.5")
+    add("--codebook_weights", type=float, nargs=NUM_CODEBOOKS, metavar="W", help="how much each codebook counts in the audio loss "
+        "(default: alike); the first ones carry the words, the last ones are mostly noise to a small Talker")
     add("--device", default="cuda:0" if torch.cuda.is_available() else "cpu")
     add("--dtype", choices=sorted(DTYPES), help="autocast; weights stay fp32. Default: bfloat16 on CUDA, float32 on CPU")
     add("--use_compile", type=int, choices=(0, 1), default=0)
@@ -75,6 +77,8 @@ def parse(description: str, argv: list[str] | None = None) -> argparse.Namespace
                  "max_bad_steps", "eval_rows"):
         if getattr(args, name) < 1:
             p.error(f"--{name} must be at least 1")
+    if args.codebook_weights and (min(args.codebook_weights) < 0 or sum(args.codebook_weights) <= 0):
+        p.error("--codebook_weights must not be negative, nor all 0")
     return args
 
 

@@ -102,16 +102,18 @@ def make_optimizers(model: MiniMindOmni, name: str, rate: float, fused: bool = T
 class LossModel(nn.Module):
     """Model and loss as one module: DDP and torch.compile wrap all device work, and no logits leave it."""
 
-    def __init__(self, model: MiniMindOmni, fused: bool = True, guide: AttentionGuide | None = None, guide_weight: float = 0.0):
+    def __init__(self, model: MiniMindOmni, fused: bool = True, guide: AttentionGuide | None = None, guide_weight: float = 0.0,
+                 codebook_weights: Tensor | None = None):
         super().__init__()
-        self.model, self.fused, self.guide, self.guide_weight = model, fused, guide, guide_weight
+        self.model, self.fused, self.guide, self.guide_weight, self.codebook_weights = model, fused, guide, guide_weight, codebook_weights
 
     def forward(self, inputs: dict, text_labels: Tensor, audio_labels: Tensor, letters: Tensor,
                 counts: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """-> (loss with gradient, detached (13,) in the order of LOSSES). letters: see AttentionGuide; counts: see omni_loss."""
         config = self.model.config
         average = None if counts is None else mean_over_processes
-        losses = omni_loss(self.model(**inputs, average=average), text_labels, audio_labels, config, counts, self.fused)
+        losses = omni_loss(self.model(**inputs, average=average), text_labels, audio_labels, config, counts, self.fused,
+                           self.codebook_weights)
         guide = losses.total.new_zeros(())
         if self.guide is not None:
             guide = self.guide(inputs["positions"], text_labels, audio_labels, letters, config.audio_stop_token)
@@ -156,7 +158,8 @@ class Trainer:
         guide = None
         if args.guided_attention:
             guide = AttentionGuide(self.model, count_letters(tokenizer, self.config.vocab_size).to(self.device))
-        self.loss_model = LossModel(self.model, "fused_loss" not in args.without, guide, args.guided_attention)
+        weights = torch.tensor(args.codebook_weights, device=self.device) if args.codebook_weights else None
+        self.loss_model = LossModel(self.model, "fused_loss" not in args.without, guide, args.guided_attention, weights)
         self.net = self._wrap()
         self.step = self.batches = self.skipped_rows = self.skipped_steps = self.bad_in_row = 0
         self.recent: list[tuple[Tensor, range]] = []  # of each step since the last log: was it finite, and its batches
