@@ -35,10 +35,11 @@ from model.mimi import Mimi
 
 BATCH = 32  # items whose sound is in memory at once
 CHUNK_BYTES = 1 << 20
-# The columns of ARCHITECTURE.md, then what a reader of the files may want to know; the loader passes over the latter.
+# The columns of ARCHITECTURE.md and `answer_letters` (which letter each frame of an answer says, where the codec tells), then what a reader
+# of the files may want to know; the loader passes over the latter.
 SCHEMA = pa.schema([("conversations", pa.string()), ("question_audios", pa.list_(pa.binary())),
-                    ("answer_audios", pa.list_(pa.list_(pa.int16()))), ("ref_audios", pa.list_(pa.int16())),
-                    ("spk_emb", pa.list_(pa.float32())), ("image_bytes", pa.list_(pa.binary())),
+                    ("answer_audios", pa.list_(pa.list_(pa.int16()))), ("answer_letters", pa.list_(pa.list_(pa.float32()))),
+                    ("ref_audios", pa.list_(pa.int16())), ("spk_emb", pa.list_(pa.float32())), ("image_bytes", pa.list_(pa.binary())),
                     ("id", pa.string()), ("speaker", pa.string()), ("language", pa.string()), ("kind", pa.string()),
                     ("seconds", pa.float32()), ("tokens", pa.int32())])
 PART_SCHEMA = SCHEMA.append(pa.field("prompt", pa.list_(pa.int16())))  # codes of the row's voice as a prompt, where not the answer's
@@ -221,8 +222,9 @@ class Preparer:
 class Encoder:
     """The stages with frozen modules: what is heard, codes, speaker vectors, number of tokens.
 
-    A codec is `encode(wavs (B, S) at 24 kHz) -> codes (B, 8, T)`. One with `encode_spoken(wav (S,), text, phones) -> (8, T)` does that with
-    clips whose phones are known; their voice prompts are `encode`'s all the same, as a user's will be.
+    A codec is `encode(wavs (B, S) at 24 kHz) -> codes (B, 8, T)`. One with `encode_spoken(wav (S,), text, phones) -> (codes (8, T), letters
+    (T,), or none where they are not known)` does that with clips whose phones are known; their voice prompts are `encode`'s all the same,
+    as a user's will be.
     """
 
     def __init__(self, settings: Settings):
@@ -264,14 +266,16 @@ class Encoder:
         on_grid, prompt = hasattr(self.codec, "encode_spoken"), []
         if on_grid and clips and clips[0].phones:
             prompt = frame_major(encode_clips(self.codec, [clips[0].wav[:self.settings.prompt_frames[1] * FRAME_SAMPLES]])[0])
-        replies = []
+        replies, letters = [], []
         for text, clip in zip(texts, row["answer_audios"]):
-            if clip is None:
-                replies.append([])
-            else:
-                replies.append(frame_major(self.codec.encode_spoken(clip.wav, text, clip.phones)) if on_grid and clip.phones else clip)
-        return row | {"answer_audios": replies, "prompt": prompt, "seconds": sum(clip.seconds for clip in clips),
-                      "spk_emb": self._speaker_vector(clips),
+            codes, said = [] if clip is None else clip, []
+            if on_grid and clip is not None and clip.phones:
+                codes, said = self.codec.encode_spoken(clip.wav, text, clip.phones)
+                codes = frame_major(codes)
+            replies.append(codes)
+            letters.append(said)
+        return row | {"answer_audios": replies, "answer_letters": letters if any(map(len, letters)) else [], "prompt": prompt,
+                      "seconds": sum(clip.seconds for clip in clips), "spk_emb": self._speaker_vector(clips),
                       "tokens": self.tokenizer and len(self.tokenizer.encode(" ".join(texts), add_special_tokens=False).ids)}
 
     def _speaker_vector(self, clips: list[Clip]) -> np.ndarray:

@@ -1,8 +1,11 @@
-"""What the commands of this folder that examine a pack share: their common flags, and how they end."""
+"""What the commands of this folder that examine a pack share: their common flags, the data they read, and how they end."""
 import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 
@@ -25,3 +28,11 @@ def exit_code(run: Callable[[argparse.Namespace], None], args: argparse.Namespac
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
+
+
+def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """A parquet file, or all of a folder of shards in order. FileNotFoundError for a folder without any."""
+    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    if not files:
+        raise FileNotFoundError(f"no *.parquet in {path}")
+    return pa.concat_tables([pq.read_table(file, columns=columns) for file in files])

@@ -6,7 +6,7 @@
 - Finished questions are kept in --output_dir, keyed by weights, codec and settings: the same command goes on where it stopped.
 
     python -m evals.eval_nano --pack model/nano --n 100
-    python -m evals.eval_nano --n 99 --voice slt rms awb --ceiling out/nano/data/t2a_heldout.parquet
+    python -m evals.eval_nano --n 99 --voice slt rms awb --ceiling out/nano/data/t2a_heldout
 """
 import argparse
 import csv
@@ -26,7 +26,7 @@ from engine.chat import MIMI, VOICES, Chat, find_weights, listen, pick_device  #
 from engine.generate import GenerationParams  # noqa: E402
 from engine.precision import DTYPES  # noqa: E402
 from engine.voices import Voice, pick_voice  # noqa: E402
-from evals.command import exit_code, pack_parser  # noqa: E402
+from evals.command import exit_code, pack_parser, read_parquet  # noqa: E402
 from evals.asr import load_recogniser  # noqa: E402
 from evals.metrics import edit_distance, percentiles, wer, words  # noqa: E402
 from model.audio import write_wav  # noqa: E402
@@ -115,18 +115,16 @@ def read_done(path: Path) -> dict[tuple, dict]:
 
 
 def ceiling(path: Path, items: list[dict], chat: Chat, recogniser) -> dict:
-    """What the codec alone costs: WER of the real codes of the same answers, from a parquet data file, or evals.codec_wer's JSON.
+    """What the codec alone costs: WER of the real codes of the same answers, from parquet data, or evals.codec_wer's JSON.
 
     {"wer", "clips"}; ValueError when the file has none of the questions asked.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"--ceiling {path}: no such file; give the held-out parquet file or evals.codec_wer's output (.json)")
+    if not path.exists():
+        raise FileNotFoundError(f"--ceiling {path} is not there; give the held-out parquet data or evals.codec_wer's output (.json)")
     if path.suffix == ".json":
         figures = json.loads(path.read_text(encoding="utf-8").strip().splitlines()[-1])
         return {"wer": float(figures["wer"]), "clips": figures.get("clips")}
-    import pyarrow.parquet as pq
-
-    rows = pq.read_table(path, columns=["conversations", "answer_audios"]).to_pydict()
+    rows = read_parquet(path, columns=["conversations", "answer_audios"]).to_pydict()
     wanted, pairs = {(item["question"], item["answer"]) for item in items}, []
     for conversation, audios in zip(rows["conversations"], rows["answer_audios"]):
         key = tuple(turn["content"] for turn in json.loads(conversation) if turn["role"] != "system")
@@ -178,7 +176,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max_new_tokens", type=int, default=256)
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="number format of the weights")
     parser.add_argument("--asr", default="pocketsphinx")
-    parser.add_argument("--ceiling", help="parquet file with the real codes of the same answers, or evals.codec_wer's output (.json)")
+    parser.add_argument("--ceiling", help="parquet data with the real codes of the same answers, or evals.codec_wer's output (.json)")
     parser.add_argument("--output_dir", default="out/eval_nano")
     parser.add_argument("--save_wavs", action="store_true")
     parser.add_argument("--verbose", action="store_true", help="a line per question: errors/words, reply, what was heard")

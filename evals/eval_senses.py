@@ -17,8 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import pyarrow.parquet as pq  # noqa: E402  (the root has to be importable first)
-import torch  # noqa: E402
+import torch  # noqa: E402  (the root has to be importable first)
 from PIL import Image  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
@@ -26,7 +25,7 @@ from engine.chat import Chat, find_weights, listen, pick_device  # noqa: E402
 from engine.generate import GenerationParams  # noqa: E402
 from engine.precision import DTYPES  # noqa: E402
 from engine.voices import pick_voice  # noqa: E402
-from evals.command import exit_code, pack_parser  # noqa: E402
+from evals.command import exit_code, pack_parser, read_parquet  # noqa: E402
 from evals.metrics import wer  # noqa: E402
 from model.audio import read_audio  # noqa: E402
 from model.checkpoint import save_json  # noqa: E402
@@ -37,10 +36,10 @@ PARTS = ("spoken", "pictures", "turns")
 
 
 def read_rows(path: Path, n: int) -> list[dict]:
-    """The first n rows of a parquet file; FileNotFoundError names the command that makes it."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no held-out data {path}: make it with `python -m nano.build_a2a` and `python -m nano.build_i2t`")
-    return pq.read_table(path).slice(0, n).to_pylist()
+    """The first n rows of a folder of shards, or of a parquet file; FileNotFoundError names the command that makes it."""
+    if not path.exists():
+        raise FileNotFoundError(f"no held-out data {path}: make it with `python -m nano.build_sets a2a multi i2t`")
+    return read_parquet(path).slice(0, n).to_pylist()
 
 
 class Examiner:
@@ -73,7 +72,7 @@ def spoken(examiner: Examiner, data: Path, n: int) -> list[dict]:
     """A record per question and condition: {"group", "asked", "typed", "reply", "heard", "right"}; right = as when typed."""
     typed, records = {}, []
     for group, name in SPOKEN.items():
-        for i, row in enumerate(tqdm(read_rows(data / f"{name}.parquet", n), desc=group, mininterval=5)):
+        for i, row in enumerate(tqdm(read_rows(data / name, n), desc=group, mininterval=5)):
             question = turns_of(row, "user")[-1]
             if question not in typed:
                 typed[question] = examiner.ask([{"role": "user", "content": question}], i)
@@ -88,7 +87,7 @@ def pictures(examiner: Examiner, data: Path, n: int) -> list[dict]:
     """A record per picture question, typed and spoken: {"group", "kind", "asked", "answer", "reply", "right"}."""
     records = []
     for group, name in (("pictures", "i2t_heldout"), ("pictures, spoken question", "mix_heldout")):
-        for i, row in enumerate(tqdm(read_rows(data / f"{name}.parquet", n), desc=group, mininterval=5)):
+        for i, row in enumerate(tqdm(read_rows(data / name, n), desc=group, mininterval=5)):
             question, answer = turns_of(row, "user")[-1].replace("<image>", "").strip(), turns_of(row, "assistant")[-1]
             images = [Image.open(io.BytesIO(picture)).convert("RGB") for picture in row["image_bytes"]]
             wav = read_audio(row["question_audios"][-1], INPUT_RATE) if row["question_audios"] else None
@@ -101,7 +100,7 @@ def pictures(examiner: Examiner, data: Path, n: int) -> list[dict]:
 def conversations(examiner: Examiner, data: Path, n: int) -> list[dict]:
     """A record per conversation, with and without its earlier turns: {"group", "kind", "asked", "answer", "reply", "right"}."""
     records = []
-    for i, row in enumerate(tqdm(read_rows(data / "multi_heldout.parquet", n), desc="conversations", mininterval=5)):
+    for i, row in enumerate(tqdm(read_rows(data / "multi_heldout", n), desc="conversations", mininterval=5)):
         questions, answer = turns_of(row, "user"), turns_of(row, "assistant")[-1]
         for group, asked in (("conversations", questions), ("conversations without their earlier turns", questions[-1:])):
             reply = examiner.ask_in_turn(asked, i)
@@ -135,7 +134,7 @@ def table(figures: dict[str, dict]) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = pack_parser(__doc__.splitlines()[0])
-    parser.add_argument("--data", default="out/nano/data", help="folder of the held-out parquet files")
+    parser.add_argument("--data", default="out/nano/data", help="folder of the held-out sets, as nano.build_sets makes them")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--n", type=int, default=100, help="items of each file")
     parser.add_argument("--temperature", type=float, default=0.1)

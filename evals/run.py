@@ -47,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--clone_n", type=int, default=8, help="questions per voice in table II")
     parser.add_argument("--asr", default="pocketsphinx", help="pocketsphinx, sensevoice[:FOLDER] or transformers:FOLDER_OR_NAME")
     parser.add_argument("--ablation", nargs="*", default=[], type=Path, metavar="FILE", help="further weights for table I")
-    parser.add_argument("--data", default="out/nano/data", type=Path, help="the nano world's held-out parquet files, if they were built")
+    parser.add_argument("--data", default="out/nano/data", type=Path, help="the nano world's held-out sets, if they were built")
     parser.add_argument("--examples_dir", type=Path, help="example sounds and pictures (default: <pack>/examples)")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="number format of the weights")
     parser.add_argument("--samples", type=int, default=8, help="of each kind on the page")

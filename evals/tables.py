@@ -42,7 +42,7 @@ UNSEEN_SENTENCES = "The sky is blue because air scatters short wavelengths of li
 
 @dataclass
 class Plan:
-    """What is asked, and where it comes from. variant: dense or moe; data: folder of the nano world's held-out parquet files."""
+    """What is asked, and where it comes from. variant: dense or moe; data: folder of the nano world's held-out sets."""
     n: int
     clone_n: int
     pack: Path
@@ -215,8 +215,8 @@ def pictures(examinee: Examinee, plan: Plan) -> Table:
 
 def picture_questions(examinee: Examinee, plan: Plan) -> Iterator[tuple]:
     """(name, PIL picture, question, expected answer or None): the nano world's held-out rows, or the example pictures."""
-    path = plan.data / "i2t_heldout.parquet"
-    if examinee.world == "nano" and path.is_file():
+    path = plan.data / "i2t_heldout"
+    if examinee.world == "nano" and path.is_dir():
         for i, row in enumerate(read_rows(path, plan.n)):
             question = turns_of(row, "user")[-1].replace("<image>", "").strip()
             yield f"row {i}", read_image(row["image_bytes"][0]), question, turns_of(row, "assistant")[-1]
@@ -254,14 +254,14 @@ def spoken_questions(examinee: Examinee, plan: Plan) -> Iterator[tuple]:
     """(group, question, (S,) at 16 kHz, expected answer or None): held-out rows, held-out questions by flite, or the example clips."""
     files = {"voices heard in training": "a2a_heldout", "the same in 10 dB noise": "a2a_noisy", "unseen voice": "a2a_unseen"}
     if examinee.world == "nano":
-        there = {group: plan.data / f"{name}.parquet" for group, name in files.items() if (plan.data / f"{name}.parquet").is_file()}
+        there = {group: plan.data / name for group, name in files.items() if (plan.data / name).is_dir()}
         for group, path in there.items():
             for row in read_rows(path, plan.n):
                 yield group, turns_of(row, "user")[-1], read_audio(row["question_audios"][-1], INPUT_RATE), turns_of(row, "assistant")[-1]
         if there:
             return
         if not shutil.which("flite"):
-            raise Skipped(f"no spoken questions: neither {plan.data}/a2a_heldout.parquet nor flite is there (apt-get install flite)")
+            raise Skipped(f"no spoken questions: neither {plan.data}/a2a_heldout nor flite is there (apt-get install flite)")
         for i, (question, answer) in enumerate(questions(examinee, plan, english_only=True)):
             voice = ASKERS[i % len(ASKERS)]
             yield f"flite {voice}{' (unseen)' * (voice == UNSEEN_FLITE)}", question, flite(question, voice, INPUT_RATE), answer

@@ -2,7 +2,10 @@
 
 - `t2a`: typed questions, spoken answers; `a2a`: spoken questions; `multi`: conversations of several turns; `i2t`: questions about pictures,
   typed ("i2t"), spoken ("mix") and told in words ("told"). Each NAME has `NAME_train` and held-out parts, one folder of shards per part.
-- A JSONL in --out/sets says who says what: every spoken turn names its voice, as nano.build_data, build_a2a and build_i2t draw it.
+- Answers are said by the main voice and a share of them by the others, too (nano/speech.py); one voice answers a conversation.
+- Held-out questions are asked as flite speaks: by training voices (`_heldout`), by them under 10 dB of pink noise (`_noisy`), and by kal16
+  (`_unseen`).
+- A JSONL in --out/sets says who says what: every spoken turn names its voice.
 - Codes are on the grid of words (nano/word_grid.py) with --codec targets.pt, as the builder's own class GridCodec; a MimiModel folder's
   encoder hears speech as it is.
 - Resumable and shared among --workers as every build is; a finished folder is left alone.
@@ -29,13 +32,18 @@ from dataset.build_stages import Settings
 from dataset.clean import Gates
 from dataset.engines import Engine
 from model.checkpoint import replace_atomic
-from nano import build_i2t, multi_turn
-from nano.build_a2a import NOISE_DB, UNSEEN_VOICE, as_talks, ask, replies
-from nano.build_data import MAIN_VOICE, REFERENCE_FRAMES, REFERENCE_POOL, estranged, voiced
+from nano import multi_turn, scenes
 from nano.corpus import SEED, read_jsonl
-from nano.speech import RATE, TRAIN_VOICES, synthesise
+from nano.multi_turn import as_talks, replies, user_turns
+from nano.speech import MAIN_VOICE, RATE, TRAIN_VOICES, UNSEEN_VOICE, Utterance, estranged, synthesise, voiced
 
 SETS = ("t2a", "a2a", "multi", "i2t")
+PROMPT_FRAMES = (25, 50)  # a voice prompt is 2-4 s of another sentence
+PROMPTS = 256  # utterances of a speaker that serve as voice prompts
+NOISE_DB = 10.0
+RATES = (0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2)  # of those who ask
+PITCHES = (0.9, 0.95, 1.05, 1.12)
+PITCH_SHARE = 0.3
 GATES = Gates(min_snr_db=0.0)  # flite is clean; the noisy held-out questions are meant to be noisy
 
 
@@ -47,6 +55,16 @@ def voice_name(utterance, rate=True):
 
 def conversation(name, messages, kind, speaker):
     return {"id": name, "conversations": messages, "speaker": speaker, "kind": kind}
+
+
+def ask(talks, voices, seed, plain=False):
+    """Who asks: for every conversation the Utterances of its user turns, by one voice at one rate; `plain` means as flite speaks."""
+    asked = []
+    for i, talk in enumerate(talks):
+        rng = random.Random(f"{seed} {i} asks")
+        voice, rate, pitch = rng.choice(voices), rng.choice(RATES), rng.choice(PITCHES) if rng.random() < PITCH_SHARE else 1.0
+        asked.append([Utterance(text, voice) if plain else Utterance(text, voice, rate, pitch) for text in user_turns(talk)])
+    return asked
 
 
 def read_aloud(name, items, utterances, seed):
@@ -67,11 +85,11 @@ def read_aloud(name, items, utterances, seed):
 def talked(name, talks, asked, share, seed):
     """A2A and multi-turn: every user turn asked by its Utterance (or, given a path, recorded there), all replies by one voice.
 
-    `share` of the conversations are answered by each voice but the main one as often as by it, as in nano.build_data.
+    `share` of the conversations are answered by each voice but the main one as often as by it.
     """
     rng, found = random.Random(f"{seed} {name}"), []
     for i, (talk, turns) in enumerate(zip(talks, asked, strict=True)):
-        said = [{u.voice for u in voiced([{"answer": text}], share, (1.0,), seed)} for text in replies(talk)]
+        said = [{u.voice for u in voiced([text], share, seed)} for text in replies(talk)]
         voice, turns, messages = rng.choice(sorted(set.intersection(*said))), iter(turns), []
         for message in talk["messages"]:
             spoken = {"voice": voice}
@@ -88,7 +106,7 @@ def pictured(variant, name, items, asked, folder, share, seed):
     """I2T: questions about the pictures in `folder`; "mix" asks the first len(asked) aloud, "told" describes the scene instead."""
     rng, found = random.Random(f"{seed} {name}"), []
     for i, item in enumerate(items[:len(asked)] if variant == "mix" else items):
-        said = rng.choice(voiced([item], share, (1.0,), seed))
+        said = rng.choice(voiced([item["answer"]], share, seed))
         user = {"role": "user", "content": item["question"], "image": str(picture_path(folder, item["picture"]))}
         if variant == "told":
             user = {"role": "user", "content": f"{item['told']} {item['question']}"}
@@ -122,7 +140,7 @@ def picture_path(folder, number):
 def paint(seed, heldout, folder, number):
     path = picture_path(folder, number)
     if not path.exists():
-        data = build_i2t.paint(seed, heldout, number)
+        data = scenes.paint(seed, heldout, number)
         replace_atomic(path, lambda file: file.write(data))
 
 
@@ -133,8 +151,9 @@ def t2a(args, corpus):
     found = {}
     for part in ("train", "words", "heldout"):
         items = corpus[part]
-        said = voiced(items, 1.0 if part == "heldout" else args.others, (1.0,), args.seed)
-        said += estranged(items, args.strangers, args.seed) if part == "train" else []
+        answers = [item["answer"] for item in items]
+        said = voiced(answers, 1.0 if part == "heldout" else args.others, args.seed)
+        said += estranged(answers, args.strangers, args.seed) if part == "train" else []
         found[f"t2a_{part}"] = read_aloud(f"t2a_{part}", items, said, args.seed)
     return found
 
@@ -156,11 +175,11 @@ def i2t(args):
     found = {}
     for part, heldout, count, per_picture, aloud in (("train", False, args.questions, args.per_picture, args.spoken),
                                                      ("heldout", True, args.heldout, 1, args.heldout)):
-        items = build_i2t.plan(count, per_picture, heldout, args.seed)
+        items = scenes.plan(count, per_picture, heldout, args.seed)
         folder = Path(args.out) / "sets" / f"pictures_{part}"
         with ProcessPoolExecutor(args.workers) as pool:
             list(pool.map(partial(paint, args.seed, heldout, folder), dict.fromkeys(item["picture"] for item in items), chunksize=32))
-        asked = build_i2t.asking(items[:aloud], f"{args.seed} {part}")
+        asked = [turns[0] for turns in ask(as_talks(items[:aloud]), TRAIN_VOICES, f"{args.seed} {part}")]
         for variant in ("i2t", "mix", "told"):
             found[f"{variant}_{part}"] = pictured(variant, f"{variant}_{part}", items, asked, folder, args.others, args.seed)
     return found
@@ -187,8 +206,8 @@ def settings_for(args, name):
     codec = args.codec if Path(args.codec).is_dir() else f"nano.word_grid:GridCodec={args.codec}"
     return Settings(codec, None if args.speaker_encoder == "none" else args.speaker_encoder, tts="flite", voices=TRAIN_VOICES,
                     question_format="mp3" if name.endswith("_train") else "flac", language="en", gates=GATES, seed=args.seed,
-                    tokenizer=None if args.tokenizer == "none" else args.tokenizer, prompt_frames=REFERENCE_FRAMES,
-                    prompts=REFERENCE_POOL, device=args.device)
+                    tokenizer=None if args.tokenizer == "none" else args.tokenizer, prompt_frames=PROMPT_FRAMES,
+                    prompts=PROMPTS, device=args.device)
 
 
 def write_corpus(conversations: Iterable[dict], path: Path) -> Path:
@@ -234,6 +253,8 @@ def main(argv=None):
     """0, or 2 with one line on stderr."""
     args = parse_args(argv)
     try:
+        if not Path(args.codec).exists():  # before the long steps
+            raise FileNotFoundError(f"no codec at {args.codec}: train one with `python -m nano.train_mimi`, or name it with --codec")
         for name, conversations in plan_sets(args).items():
             manifest = build_set(name, conversations, args)
             print(f"{args.out}/{name}: {manifest['rows']} rows, {manifest['hours']:.2f} h of speech, {manifest['rejected']} rejected")

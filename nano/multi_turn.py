@@ -192,6 +192,15 @@ def conversation(kind, turns):
     return {"messages": messages, "kind": kind}
 
 
+def as_talks(items):
+    """Pairs of a question and its answer as conversations of one turn."""
+    return [conversation(item["kind"], [(item["question"], item["answer"])]) for item in items]
+
+
+def replies(talk):
+    return [message["content"] for message in talk["messages"] if message["role"] == "assistant"]
+
+
 def user_turns(talk):
     """What the user says, turn by turn."""
     return [message["content"] for message in talk["messages"] if message["role"] == "user"]

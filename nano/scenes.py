@@ -363,3 +363,30 @@ def answer_sentences(count, rng):
         for _, answer, _ in questions(draw_scene(rng), rng):
             found[answer] = None
     return list(found)[:count]
+
+
+# ---- pictures by number, and what is asked about them
+
+def picture_rng(seed, heldout, number):
+    """The generator of picture `number`: it draws the scene, then paints it."""
+    return np.random.default_rng((seed, int(heldout), number))
+
+
+def plan(count, per_picture, heldout, seed):
+    """`count` items {"question", "answer", "kind", "told", "picture"}, `per_picture` of different kinds about each picture."""
+    items, number = [], 0
+    while len(items) < count:
+        scene = draw_scene(picture_rng(seed, heldout, number), heldout)
+        rng = np.random.default_rng((seed, int(heldout), number, 1))
+        found = questions(scene, rng)
+        for i in rng.permutation(len(found))[:min(per_picture, count - len(items))]:
+            question, answer, kind = found[i]
+            items.append({"question": question, "answer": answer, "kind": kind, "told": told(scene), "picture": number})
+        number += 1
+    return items
+
+
+def paint(seed, heldout, number):
+    """PNG bytes of picture `number`, the one that `plan` asks about."""
+    rng = picture_rng(seed, heldout, number)
+    return png(draw(draw_scene(rng, heldout), rng)[0])

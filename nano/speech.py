@@ -1,15 +1,17 @@
 """Text to speech with flite, the offline synthesiser whose voices the nano world is taught with.
 
 - An `Utterance` is one sentence by one voice, optionally sped up or shifted in pitch (dataset/tts.py renders it).
+- `voiced` and `estranged` choose who says a sentence: the main voice always, the others a share of them.
 - `render` does many of them with a pool of processes into shards that are written atomically; a second run skips finished shards.
 - Needs the `flite` program (apt-get install flite).
 
-    python -m nano.speech --texts out/nano/corpus/train.jsonl --out out/nano/speech --workers 2
+    python -m nano.speech --texts out/nano/corpus/train.jsonl --others 0.25 --out out/nano/speech --workers 2
 """
 import argparse
 import hashlib
 import json
 import os
+import random
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from functools import partial
@@ -20,8 +22,12 @@ from tqdm import tqdm
 
 from dataset.tts import FLITE_RATE as RATE, FLITE_VOICES as VOICES, synthesise, synthesise_timed
 from model.checkpoint import replace_atomic
+from nano.corpus import SEED
 
-TRAIN_VOICES = ("slt", "rms", "awb")  # kal16 is kept as a voice that no training has heard
+TRAIN_VOICES = ("slt", "rms", "awb")
+MAIN_VOICE = "rms"  # speaks every answer; of the three the recogniser understands it best
+UNSEEN_VOICE = "kal16"  # kept as a voice that no training has heard
+STRANGERS = [(voice, pitch) for voice in TRAIN_VOICES for pitch in (0.84, 0.9, 1.1, 1.2)]  # further speakers of the training
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,31 @@ class Utterance:
     voice: str
     rate: float = 1.0
     pitch: float = 1.0
+
+
+def voiced(texts, others, seed=SEED):
+    """Utterances of every distinct text: all in the main voice, a share `others` (0-1) of them in each of the other voices, too.
+
+    Who says a text depends on it and the seed only.
+    """
+    utterances = []
+    for text in dict.fromkeys(texts):
+        rng = random.Random(f"{seed} {text}")
+        for voice in TRAIN_VOICES:
+            if rng.random() < others or voice == MAIN_VOICE:
+                utterances.append(Utterance(text, voice))
+    return utterances
+
+
+def estranged(texts, share, seed=SEED):
+    """Utterances of a `share` (0-1) of the distinct texts, each by one of STRANGERS."""
+    utterances = []
+    for text in dict.fromkeys(texts):
+        rng = random.Random(f"{seed} stranger {text}")
+        if rng.random() < share:
+            voice, pitch = rng.choice(STRANGERS)
+            utterances.append(Utterance(text, voice, pitch=pitch))
+    return utterances
 
 
 def render(utterances, out, workers=2, shard_size=256):
@@ -87,30 +118,38 @@ def read_timed_shard(index):
     assert start == len(samples), (index, start, len(samples))
 
 
-def read_texts(path, field, voices, rate, pitch):
-    """Utterances of a file: JSON lines (`text` or `field`, with optional voice, rate, pitch) or one plain sentence a line."""
+def read_texts(path, field, voices, rate, pitch, others=None, limit=None):
+    """Utterances of a file: JSON lines (`text` or `field`, with optional voice, rate, pitch) or one plain sentence a line.
+
+    Without a voice of its own a text is said by all `voices`, or, given `others`, as `voiced` says.
+    """
     utterances = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
+    for line in Path(path).read_text(encoding="utf-8").splitlines()[:limit]:
         item = json.loads(line) if line.startswith("{") else {"text": line}
         text = item.get("text", item.get(field))
         if not text:
             raise ValueError(f"{path}: a line has neither 'text' nor {field!r}: {line[:80]!r}")
-        spoken_by = [item["voice"]] if "voice" in item else voices
+        spoken_by = [item["voice"]] if "voice" in item else voices if others is None else [u.voice for u in voiced([text], others)]
         utterances += [Utterance(text, voice, item.get("rate", rate), item.get("pitch", pitch)) for voice in spoken_by]
     return list(dict.fromkeys(utterances))
 
 
 def main():
     parser = argparse.ArgumentParser(description="Synthesise sentences with flite into shards.")
-    parser.add_argument("--texts", required=True, help="JSON lines with text/answer and optional voice, rate, pitch; or plain lines")
+    parser.add_argument("--texts", required=True, nargs="+", help="files of JSON lines with text/answer and optional voice, rate, pitch; "
+                        "or of plain lines")
     parser.add_argument("--field", default="answer", help="field to speak where a line has no 'text'")
     parser.add_argument("--voices", nargs="+", default=list(TRAIN_VOICES), choices=VOICES)
+    parser.add_argument("--others", type=float, help=f"instead of --voices: {MAIN_VOICE} says every text, each other training "
+                        "voice this share of them")
+    parser.add_argument("--limit", type=int, help="only the first so many texts of each file")
     parser.add_argument("--rate", type=float, default=1.0)
     parser.add_argument("--pitch", type=float, default=1.0)
     parser.add_argument("--out", default="out/nano/speech")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     args = parser.parse_args()
-    utterances = read_texts(args.texts, args.field, args.voices, args.rate, args.pitch)
+    files = [read_texts(path, args.field, args.voices, args.rate, args.pitch, args.others, args.limit) for path in args.texts]
+    utterances = list(dict.fromkeys(utterance for file in files for utterance in file))
     indexes = render(utterances, args.out, args.workers)
     samples = sum(item["samples"] for index in indexes for item in json.loads(index.read_text(encoding="utf-8")))
     print(f"{len(utterances)} utterances, {samples / RATE / 3600:.2f} h of speech in {len(indexes)} shards under {args.out}")

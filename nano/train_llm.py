@@ -1,7 +1,7 @@
 """Train the nano Thinker on text alone: our stand-in for the language model (llm_768.pth) that the released recipe starts from.
 
 - A text step costs a quarter of a speech step, so facts, reading, repeating, conversations of several turns (multi_turn.py) and the
-  questions about pictures, these told in words (build_i2t.py), are learnt here before the Talker learns to speak.
+  questions about pictures, these told in words (scenes.py), are learnt here before the Talker learns to speak.
 - `--above_bridge` goes on from a model that speaks: only what lies above the bridge is trained, so that the Talker hears what it knows.
 - Same rows as T2A without codes (model/sequence.py), same weights file format: `llm_<hidden>.pth` holds `model.*` and `lm_head.weight`.
 - Resumable: the checkpoint keeps weights, optimizer, step and random state; the end of a run writes the weights file.
@@ -28,8 +28,8 @@ from model.config import IGNORE, OmniConfig
 from model.model_omni import MiniMindOmni
 from model.sequence import build_training_row, pad_rows, tokenize_turns
 from nano import multi_turn
-from nano.build_i2t import plan
 from nano.corpus import SEED, read_jsonl
+from nano.scenes import plan
 
 ROOT = Path(__file__).resolve().parents[1]
 MAX_LENGTH = 256

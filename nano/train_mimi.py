@@ -29,7 +29,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
@@ -37,7 +36,7 @@ from transformers import EncodecFeatureExtractor, MimiConfig, MimiModel
 
 from nano.mimi_crops import INPUT_RATE, SAMPLE_RATE, draw_crops, read_speech, resampling_kernels
 from nano.mimi_losses import Discriminator, deceive_loss, hinge_loss, match_loss, mel_banks, stft_loss
-from nano.mimi_targets import FRAME_SAMPLES, HOP, MAX_HZ, MELS, WINDOW, Analyser, LatentSpace, log_mel_patches, mel_filterbank, \
+from nano.mimi_targets import FRAME_SAMPLES, MAX_HZ, MELS, WINDOW, Analyser, LatentSpace, log_mel_patches, mel_filterbank, \
     quantise, residual_kmeans
 
 NUM_CODEBOOKS = 8

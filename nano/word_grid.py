@@ -56,7 +56,6 @@ def hop_ends(units, samples):
     return np.interp(hops, [0, *grid], [0, *ends]).round().astype(np.int64)
 
 
-
 def letters_said(text, units, samples):
     """Which letter is being said in the middle of each frame of the speech on the grid: (frames,) float32, spaces not counted.
 
@@ -106,6 +105,8 @@ class GridCodec:
         return self.analyser.encode(wav)
 
     def encode_spoken(self, wav, text, phones):
-        """wav (S,) float32 at 24 kHz and when its phones end -> codes (8, T) int16, every word beginning with a frame."""
-        ends = hop_ends(unit_ends(text, phones), len(wav))
-        return self.analyser.encode_at(torch.from_numpy(wav), torch.from_numpy(ends)).cpu().numpy().astype(np.int16)
+        """wav (S,) float32 at 24 kHz and when its phones end -> codes (8, T) int16, every word beginning with a frame, and letters_said."""
+        units = unit_ends(text, phones)
+        ends = hop_ends(units, len(wav))
+        codes = self.analyser.encode_at(torch.from_numpy(wav), torch.from_numpy(ends)).cpu().numpy().astype(np.int16)
+        return codes, letters_said(text, units, len(wav))

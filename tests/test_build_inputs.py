@@ -312,7 +312,7 @@ class WordCodec:
         if "stop" in text:
             raise ValueError("the words are not where they should be")
         assert len(phones) == len(text.split()) and abs(phones[-1][1] - len(wav) / SAMPLE_RATE) < 0.3
-        return np.ones((8, len(phones)), np.int16)
+        return np.ones((8, len(phones)), np.int16), np.arange(len(phones)) + 0.5
 
 
 def test_own_classes_for_synthesis_and_codec(tmp_path):
@@ -328,6 +328,7 @@ def test_own_classes_for_synthesis_and_codec(tmp_path):
     assert manifest["modules"]["mimi"] == {"name": "test_build_inputs:WordCodec=books.txt", "digest": digest}
     assert manifest["rows"] == 4 and "not where they should be" in (tmp_path / "out" / "rejects.jsonl").read_text()
     rows = {row["id"]: row for row in pq.read_table(tmp_path / "out" / "shard-00000.parquet").to_pylist()}
+    assert rows["0"]["answer_letters"] == [[0.5 + i for i in range(8)]]
     assert rows["0"]["answer_audios"] == [[1] * 8 * 8] and rows["ask"]["speaker"] == "low" and rows["ask"]["kind"] == "asked"
     prompts = [row["ref_audios"] for row in rows.values() if row["ref_audios"]]
     assert len(prompts) >= 2 and all(set(prompt) == {0} and len(prompt) > 8 * 12 for prompt in prompts)  # the codes of plain speech

@@ -1,18 +1,17 @@
-"""The nano world: its corpus, speech, tokenizer and parquet files."""
+"""The nano world: its corpus, speech and tokenizer."""
 import json
 import shutil
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import AutoTokenizer
 
-from nano import build_data, corpus, tokenizer as nano_tokenizer
+from nano import corpus, tokenizer as nano_tokenizer
 from nano.mimi_targets import Analyser, LatentSpace
-from nano.speech import RATE, TRAIN_VOICES, Utterance, read_shard, render, synthesise, synthesise_timed
+from nano.speech import RATE, Utterance, read_shard, render, synthesise, synthesise_timed
 from nano.word_grid import hop_ends, letters_said, unit_ends
 
 PACK = Path(__file__).resolve().parents[1] / "model" / "nano"
@@ -132,7 +131,7 @@ def test_special_ids_and_settings_are_the_released_ones(ours, tokenizer_dir):
         assert ours.encode(text) == released.encode(text)
 
 
-# ---- speech and parquet files
+# ---- speech
 
 def test_speech_refuses_what_it_cannot_say(monkeypatch):
     for arguments, message in ((("hi", "bob"), "unknown voice"), ((" ", "slt"), "empty"), (("hi", "slt", 3.0), "0.5-2")):
@@ -170,61 +169,6 @@ def test_render_is_resumable(tmp_path):
     assert render(utterances, tmp_path, workers=1, shard_size=2) == indexes
     assert indexes[0].stat().st_mtime_ns == times[0] and indexes[1].stat().st_mtime_ns > times[1]
     assert not list(tmp_path.glob("*.tmp"))
-
-
-def test_parquet_rows_have_the_schema_and_another_sentence_as_voice_prompt(tmp_path):
-    items = [{"question": f"Number {i}?", "answer": f"Answer {i}.", "kind": "x"} for i in range(4)]
-    generator = np.random.default_rng(0)
-    codes = {Utterance(item["answer"], voice): generator.integers(0, 1024, (8, 26)).astype(np.int16)
-             for item in items for voice in TRAIN_VOICES}
-    pool = build_data.reference_pool(codes, None, seed=1)
-    rows, frames = build_data.write_parquet(items, codes, pool, tmp_path / "t.parquet", seed=1)
-    assert (rows, frames) == (12, 12 * 26)
-    by_codes = {tuple(build_data.frame_major(c)): utterance for utterance, c in codes.items()}
-    for row in pq.read_table(tmp_path / "t.parquet").to_pylist():
-        question, answer = json.loads(row["conversations"])
-        spoken, prompt = by_codes[tuple(row["answer_audios"][0])], by_codes[tuple(row["ref_audios"])]
-        assert question["role"] == "user" and answer["content"] == spoken.text != prompt.text
-        assert spoken.voice == prompt.voice and row["spk_emb"] == []
-    flat = np.array(row["answer_audios"][0]).reshape(-1, 8).T
-    assert np.array_equal(flat, codes[spoken])
-
-
-class FrameCodec:
-    """Stands in for Mimi: every code of a frame tells the frame's loudness."""
-
-    def encode(self, wav):
-        frames = wav.reshape(wav.shape[0], -1, 1920).abs().mean(-1)
-        return (frames * 1000).long()[:, None].expand(-1, 8, -1)
-
-
-@needs_flite
-def test_codes_do_not_depend_on_the_batch(tmp_path, monkeypatch):
-    utterances = [Utterance(text, voice) for text in ("Good morning.", "The small dog runs in the garden.") for voice in TRAIN_VOICES]
-    indexes = render(utterances, tmp_path / "speech", workers=1)
-    (tmp_path / "codec").mkdir()
-    (tmp_path / "codec" / "config.json").write_text("{}")
-    monkeypatch.setattr(build_data.Mimi, "load", lambda folder, device: FrameCodec())
-    alone = build_data.encode_all(indexes, tmp_path / "codec", "cpu", tmp_path / "one", batch=1)
-    together = build_data.encode_all(indexes, tmp_path / "codec", "cpu", tmp_path / "six", batch=6)
-    assert list(alone) == utterances == list(together)
-    for utterance in utterances:
-        assert np.array_equal(alone[utterance], together[utterance])
-        assert alone[utterance].shape == (8, -(-len(build_data.to_codec(synthesise(utterance.text, utterance.voice))) // 1920))
-    monkeypatch.setattr(build_data.Mimi, "load", None)  # finished shards are read, not made again
-    build_data.encode_all(indexes, tmp_path / "codec", "cpu", tmp_path / "six", batch=6)
-
-
-def test_mel_speaker_is_a_finite_vector():
-    wav = np.random.default_rng(0).standard_normal(RATE).astype(np.float32) * 0.1
-    vector = build_data.mel_speaker(wav)
-    assert vector.shape == (192,) and vector.dtype == np.float32 and np.isfinite(vector).all()
-    assert np.allclose(vector, build_data.mel_speaker(wav * 0.5), atol=0.05)  # loudness is not the speaker
-
-
-def test_missing_codec_names_the_remedy(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nano.train_mimi"):
-        build_data.codec_key(tmp_path / "absent")
 
 
 # ---- words on the grid of frames

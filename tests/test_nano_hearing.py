@@ -1,21 +1,17 @@
 """The nano ear's front end, training and folder; conversations that need an earlier turn; rows with spoken questions."""
-import io
 import json
 import random
 from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
-import soundfile as sf
 import torch
 
 from dataset.augment import AugmentOptions
-from dataset.parquet_rows import ParquetRows
 from model.audio import fbank as kaldi_fbank
-from model.audio import read_audio, stack_frames
+from model.audio import stack_frames
 from model.encoders import SenseVoice
-from nano import build_a2a, corpus, listening, multi_turn, train_sensevoice
-from nano.build_i2t import write_rows
+from nano import corpus, listening, multi_turn, train_sensevoice
 from nano.speech import RATE, TRAIN_VOICES, Utterance
 
 TINY = dict(utterances=12, pieces=40, blocks=1, last_blocks=1, heads=2, inner=16, dropout=0.0, batch_size=4)
@@ -251,51 +247,5 @@ def test_held_out_replies_are_said_nowhere_in_training(talks, pairs):
 
 def test_replies_use_only_taught_words(talks, pairs):
     taught = {word for pair in pairs[0] for word in corpus.words(pair["answer"])}
-    said = {word for part in talks for talk in part for text in build_a2a.replies(talk) for word in corpus.words(text)}
+    said = {word for part in talks for talk in part for text in multi_turn.replies(talk) for word in corpus.words(text)}
     assert said <= taught, sorted(said - taught)
-
-
-# rows
-
-
-def fake_codes(texts):
-    rng = np.random.default_rng(0)
-    return {text: {voice: (Utterance(text, voice), rng.integers(0, 512, (8, 5)).astype(np.int16)) for voice in TRAIN_VOICES[:2]}
-            for text in texts}
-
-
-def test_rows_are_read_by_the_dataset(talks, tmp_path):
-    some = talks[0][:10]
-    asked = build_a2a.ask(some, TRAIN_VOICES, 1)
-    assert asked == build_a2a.ask(some, TRAIN_VOICES, 1) and all(len({u.voice for u in turns}) == 1 for turns in asked)
-    recorded = {u: u.text.encode() for turns in asked for u in turns}
-    codes = fake_codes(text for talk in some for text in build_a2a.replies(talk))
-    codes[build_a2a.replies(some[0])[0]].clear()
-    pool = {(voice, 1.0): [(Utterance("other", voice), np.ones((8, 30), np.int16), np.ones(192, np.float32))] for voice in TRAIN_VOICES}
-    write_rows(build_a2a.rows(some, asked, recorded, codes, pool, 0), len(some), tmp_path / "rows.parquet")
-    rows = ParquetRows(tmp_path / "rows.parquet", 512, 192)
-    assert len(rows) == 10
-    found = [rows[i] for i in range(10)]
-    assert sorted(json.dumps(row.messages) for row in found) == sorted(json.dumps(talk["messages"]) for talk in some)
-    for row in found:
-        users = [m["content"] for m in row.messages if m["role"] == "user"]
-        assert [audio.decode() for audio in row.question_audios] == users
-        answers = [m["content"] for m in row.messages if m["role"] == "assistant"]
-        assert row.answer_codes[-1].shape == (8, 5) and row.ref_codes.shape == (8, 30)
-        assert any(np.array_equal(row.answer_codes[-1], value[1]) for value in codes[answers[-1]].values())
-
-
-@pytest.mark.parametrize("sound", [build_a2a.FLAC, build_a2a.VORBIS], ids=["flac", "vorbis"])
-def test_recordings_are_kept_and_decodable(tmp_path, sound):
-    utterances = [Utterance(text, "slt") for text in SENTENCES]
-    index = write_shard(tmp_path, utterances, np.random.default_rng(2))
-    clean = build_a2a.record(index, tmp_path, sound)
-    assert list(clean) == utterances
-    shard = next(tmp_path.glob("*.npz"))
-    before = shard.stat().st_mtime_ns
-    assert build_a2a.record(index, tmp_path, sound) == clean and shard.stat().st_mtime_ns == before
-    wav = read_audio(clean[utterances[0]], RATE)
-    assert len(wav) == len(sf.read(io.BytesIO(clean[utterances[0]]))[0]) >= 8000
-    if sound is build_a2a.FLAC:
-        noisy = read_audio(build_a2a.record(index, tmp_path, sound, 10.0)[utterances[0]], RATE)
-        assert 10 * np.log10(np.mean(wav ** 2) / np.mean((noisy - wav) ** 2)) == pytest.approx(10, abs=0.5)

@@ -3,13 +3,17 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import soxr
 
 from dataset.parquet_rows import ParquetRows
-from nano import build_sets, corpus
-from nano.build_data import voiced
-from nano.speech import Utterance, synthesise_timed
+from engine.voices import load_voices
+from model.audio import read_audio
+from model.config import SAMPLE_RATE, OmniConfig
+from nano import build_sets, corpus, multi_turn, voices
+from nano.speech import RATE, TRAIN_VOICES, Utterance, synthesise, synthesise_timed, voiced
 from nano.word_grid import GridCodec
 
 needs_flite = pytest.mark.skipif(shutil.which("flite") is None, reason="needs the flite program")
@@ -29,11 +33,20 @@ def test_a_voice_carries_rate_and_pitch_a_speaker_only_pitch():
 
 def test_every_answer_is_said_as_often_as_it_is_drawn():
     items = [{"question": f"Number {i}?", "answer": f"Answer {i}.", "kind": "x"} for i in range(40)]
-    said = voiced(items, 0.25, (1.0,), 1)
+    said = voiced([item["answer"] for item in items], 0.25, 1)
     lines = build_sets.read_aloud("t", items, said, 1)
     assert len(lines) == len(said) > 40 and len({line["id"] for line in lines}) == len(lines)
     assert {(line["conversations"][1]["content"], line["speaker"]) for line in lines} == {(u.text, u.voice) for u in said}
     assert lines == build_sets.read_aloud("t", items, said, 1) != sorted(lines, key=lambda line: line["id"])
+
+
+def test_one_voice_at_one_rate_asks_a_whole_conversation():
+    talks = [multi_turn.conversation("x", [(f"Question {i}?", "Yes."), ("And then?", "No.")]) for i in range(20)]
+    asked = build_sets.ask(talks, TRAIN_VOICES, 1)
+    assert asked == build_sets.ask(talks, TRAIN_VOICES, 1) != build_sets.ask(talks, TRAIN_VOICES, 2)
+    assert all(len({(u.voice, u.rate, u.pitch) for u in turns}) == 1 for turns in asked) and {u.voice for u, _ in asked} == set(TRAIN_VOICES)
+    assert [[u.text for u in turns] for turns in asked] == [multi_turn.user_turns(talk) for talk in talks]
+    assert {(u.rate, u.pitch) for turns in build_sets.ask(talks, TRAIN_VOICES, 1, plain=True) for u in turns} == {(1.0, 1.0)}
 
 
 @needs_flite
@@ -63,6 +76,17 @@ def test_sets_are_planned_built_and_valid(tmp_path):
     row = next(row for row in rows if row["speaker"] == "rms")
     text = json.loads(row["conversations"])[1]["content"]
     assert len(row["answer_audios"][0]) / 8 == pytest.approx(grid_frames(text), abs=1)  # but for the last pause
+    letters = row["answer_letters"][0]
+    assert len(letters) == len(row["answer_audios"][0]) / 8 and letters == sorted(letters) and letters[-1] <= len(text.replace(" ", ""))
+
+
+@needs_flite
+def test_noisy_questions_are_ten_decibels_above_their_noise(tmp_path):
+    said = Utterance("What color is the sky?", "slt")
+    (path,), again = build_sets.noisy([[said]], tmp_path)[0], build_sets.noisy([[said], [said]], tmp_path)
+    assert again == [[path], [path]]
+    wav, heard = synthesise(said.text, said.voice).astype(np.float32) / 32768, read_audio(path, RATE)
+    assert 10 * np.log10(np.mean(wav ** 2) / np.mean((heard - wav) ** 2)) == pytest.approx(10, abs=0.5)
 
 
 def voice_of(line: dict) -> str | None:
@@ -71,6 +95,20 @@ def voice_of(line: dict) -> str | None:
 
 
 def grid_frames(text: str) -> int:
-    from nano.build_data import encode_on_grid
+    pcm, phones = synthesise_timed(text, "rms")
+    wav = soxr.resample(pcm.astype(np.float32) / 32768, RATE, SAMPLE_RATE)
+    return GridCodec.load(TARGETS).encode_spoken(wav, text, phones)[0].shape[1]
 
-    return encode_on_grid(GridCodec.load(TARGETS).analyser, Utterance(text, "rms"), *synthesise_timed(text, "rms"))[0].shape[1]
+
+@needs_flite
+def test_voices_files_have_the_built_in_voices_and_those_kept_unheard(tmp_path):
+    voices.main(["--codec", str(TARGETS), "--speaker_encoder", "none", "--out", str(tmp_path / "pack" / "voices.pt"), "--device", "cpu"])
+    built_in, unseen = (load_voices(tmp_path / "pack" / name, OmniConfig.preset("nano")) for name in ("voices.pt", "voices_unseen.pt"))
+    assert list(built_in) == ["rms", "slt", "awb"] and "kal16" in unseen and not set(built_in) & set(unseen)
+    lengths = {voice.ref_codes.shape[1] for voice in (*built_in.values(), *unseen.values())}
+    assert len(lengths) > 1 and all(25 <= length <= 100 for length in lengths)
+
+
+def test_missing_codec_names_the_remedy(tmp_path, capsys):
+    assert build_sets.main(["t2a", "--codec", str(tmp_path / "absent")]) == 2
+    assert "nano.train_mimi" in capsys.readouterr().err

@@ -1,18 +1,13 @@
 """The nano world's pictures: scenes, their questions, the encoder's trainer and the parquet rows with pictures."""
-import io
 import json
 import re
-import shutil
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from tiny_folders import make_tiny_mimi
 
-from dataset.parquet_rows import ParquetRows
 from model.encoders import SigLIP2
-from nano import build_i2t, corpus, scenes, train_siglip
+from nano import corpus, scenes, train_siglip
 from nano.scenes import Scene, Thing
 
 TINY = dict(hidden=16, intermediate=16, layers=1, heads=2, batch_size=3, questions=2)
@@ -146,31 +141,11 @@ def test_the_folder_loads_as_the_released_one_does(tmp_path):
     assert report["questions"] > 30 and set(report["answers"]) == set(scenes.QUESTION_KINDS)
 
 
-@pytest.mark.skipif(shutil.which("flite") is None, reason="needs the flite program")
-def test_rows_have_pictures_questions_and_spoken_answers(tmp_path, monkeypatch):
-    make_tiny_mimi(tmp_path / "mimi")
-    monkeypatch.setattr("sys.argv", ["build_i2t", "--codec", str(tmp_path / "mimi"), "--speech", str(tmp_path / "speech"), "--out",
-                                     str(tmp_path / "data"), "--questions", "16", "--spoken", "3", "--heldout", "2", "--workers", "1",
-                                     "--speaker_encoder", "none", "--others", "1", "--device", "cpu"])
-    build_i2t.main()
-    files = {path.stem: ParquetRows(path, 64, 192) for path in (tmp_path / "data").glob("*.parquet")}
-    assert {name: len(rows) for name, rows in files.items()} == {"i2t_train": 16, "mix_train": 3, "told_train": 16, "i2t_heldout": 2,
-                                                                "mix_heldout": 2, "told_heldout": 2}
-    for name, rows in files.items():
-        row = rows[0]
-        question, answer = (message["content"] for message in row.messages)
-        assert row.answer_codes[0].shape[1] > 8 and row.ref_codes.shape[1] > 0 and answer.endswith(".")
-        assert bool(row.images) == ("told" not in name) == question.startswith("<image>\n")
-        assert bool(row.question_audios) == ("mix" in name)
-        if row.images:
-            assert Image.open(io.BytesIO(row.images[0])).size == (256, 256)
-
-
 def test_a_planned_picture_shows_the_scene_that_is_asked_about():
-    items = build_i2t.plan(6, 2, False, 9)
+    items = scenes.plan(6, 2, False, 9)
     assert [item["picture"] for item in items] == [0, 0, 1, 1, 2, 2]
-    scene = scenes.draw_scene(build_i2t.picture_rng(9, False, 1))
+    scene = scenes.draw_scene(scenes.picture_rng(9, False, 1))
     assert items[2]["told"] == scenes.told(scene) and items[2]["kind"] != items[3]["kind"]
-    assert build_i2t.plan(6, 2, False, 9) == items
-    assert build_i2t.paint(9, False, 1) == build_i2t.paint(9, False, 1) != build_i2t.paint(9, True, 1)
+    assert scenes.plan(6, 2, False, 9) == items
+    assert scenes.paint(9, False, 1) == scenes.paint(9, False, 1) != scenes.paint(9, True, 1)
     assert re.fullmatch(r"There is an? (big|small) .*\.", items[0]["told"]) and json.dumps(items)

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # The nano world from zero, offline: corpus, tokenizer, speech, codec, data, text, then a model that speaks: a pack in out/nano/pack.
+# With SENSES=1 it then learns to hear and to see.
 # Each step is skipped when its product exists and continues where it was when interrupted: run this again after any stop.
 # To make a step anew, delete its product (the path printed beside it). Times and machines: nano/README.md.
 #   bash trainer/train_nano.sh
@@ -21,12 +22,19 @@ CODEC_DECODER=${CODEC_DECODER:---minutes 48 --joint_at 0 --lr 1e-3 --batch_size 
 LIMIT=${LIMIT:-13715}                     # pairs of the corpus that are spoken: all
 LLM_STEPS=${LLM_STEPS:-1300}
 STEPS=${STEPS:-4500}
-BATCH=${BATCH:-32}
+PROCESSES=${PROCESSES:-$([ "$DEVICE" = cpu ] && nproc || echo 1)}  # of the trainings; one a core
+BATCH=${BATCH:-32}                        # rows per process
 RATE=${RATE:-1.2e-3}
+CODEBOOKS=${CODEBOOKS:-4 2 1.5 1 0.5 0.5 0.5 0.5}  # the first ones carry the words
 DTYPE=${DTYPE:-$($PYTHON -c "from model.hardware import fast_bfloat16; print('bfloat16' if fast_bfloat16('$DEVICE') else 'float32')")}
 COMPILE=${COMPILE:-1}                     # halves the time of a step, on a CPU too
-WORKERS=${WORKERS:-$([ "$DEVICE" = cpu ] && echo 1 || echo 12)}
-EXTRA=${EXTRA:-}                          # more flags for the training
+WORKERS=${WORKERS:-$([ "$DEVICE" = cpu ] && echo 0 || echo 12)}
+EXTRA=${EXTRA:-}                          # more flags for the trainings
+# 1: ears, eyes, and the stages that learn to use them. Tried in miniature; the full run is not done yet.
+SENSES=${SENSES:-0}
+EARS=${EARS:---utterances 12000 --steps 9000 --batch_size 24}
+EYES=${EYES:---steps 6000}
+TALKS=${TALKS:-}                          # more flags for their data
 
 step() {  # step NAME PRODUCT COMMAND...
     local name=$1 product=$2
@@ -39,8 +47,8 @@ step() {  # step NAME PRODUCT COMMAND...
     fi
 }
 
-speech() {
-    $PYTHON -m nano.build_data --corpus "$WORK/corpus" --speech "$WORK/speech" --limit "$LIMIT" --speech_only
+speech() {  # what the codec learns from
+    $PYTHON -m nano.speech --texts "$WORK/corpus/train.jsonl" --limit "$LIMIT" --others 0.25 --out "$WORK/speech"
     touch "$WORK/speech/.complete"
 }
 
@@ -60,17 +68,18 @@ tune() {  # tune FROM TO OPTIONS: go on from a codec, with its targets
     $PYTHON -m nano.train_mimi --speech "$WORK/speech" --out "$2" --start_from "$1/mimi" --device "$DEVICE" $CODEC_SIZE $3
 }
 
-train() {  # the Thinker has learnt its text; frozen, it keeps it, and a step costs a third less
+stage() {  # stage NAME FROM RATE OPTIONS DATA...: one run of the trainer, $WORK/model/FROM_256.pth -> NAME_256.pth
+    local name=$1 from=$2 rate=$3 options=$4
+    shift 4
     # shellcheck disable=SC2086
-    $PYTHON -m trainer.train_sft_omni --preset nano --tokenizer_dir "$PACK" --from_weight "$WORK/model/llm_256.pth" \
-        --data_path "$WORK/data/t2a_train.parquet" "$WORK/data/t2a_words.parquet" --save_dir "$WORK/model" --save_weight t2a \
-        --freeze_backbone all --optimizer muon --guided_attention 0.5 --history_dropout 0.3 \
-        --max_steps "$STEPS" --batch_size "$BATCH" --learning_rate "$RATE" --warmup_steps 100 \
-        --max_seq_len 256 --system_share 0 --device "$DEVICE" --dtype "$DTYPE" --use_compile "$COMPILE" --num_workers "$WORKERS" \
-        --save_interval 250 --from_resume 1 $EXTRA
-    finished "$WORK/model/t2a_256_resume.pth"  # stopped by SIGTERM it has saved, but is not to be used yet
-    ship "$WORK/model/t2a_256.json" "$PACK/sft_omni_256.json"
-    ship "$WORK/model/t2a_256.pth" "$PACK/sft_omni_256.pth"
+    OMP_NUM_THREADS=1 $PYTHON -m torch.distributed.run --standalone --nproc_per_node "$PROCESSES" -m trainer.train_sft_omni \
+        --preset nano --tokenizer_dir "$PACK" --from_weight "$WORK/model/${from}_256.pth" \
+        --data_path "${@/#/$WORK/data/}" --save_dir "$WORK/model" --save_weight "$name" $options \
+        --audio_encoder_dir "$PACK/SenseVoiceSmall" --vision_dir "$PACK/siglip2-base-p32-256-ve" \
+        --batch_size "$BATCH" --learning_rate "$rate" --max_seq_len 256 --system_share 0 --device "$DEVICE" --dtype "$DTYPE" \
+        --use_compile "$COMPILE" --num_workers "$WORKERS" --save_interval 250 --from_resume 1 $EXTRA
+    finished "$WORK/model/${name}_256_resume.pth"  # stopped by SIGTERM it has saved, but is not to be used yet
+    touch "$WORK/model/${name}_256.pth.done"
 }
 
 finished() {
@@ -90,16 +99,36 @@ ship() {  # copy as a whole or not at all
 step corpus    "$WORK/corpus/words.jsonl"      $PYTHON -m nano.corpus --out "$WORK/corpus"
 step tokenizer "$PACK/tokenizer_config.json"   $PYTHON -m nano.tokenizer --corpus "$WORK/corpus" --out "$PACK"
 step speech    "$WORK/speech/.complete"        speech
-step voices    "$PACK/campplus/model.pt"       $PYTHON -m nano.train_campplus --texts "$WORK/corpus/train.jsonl" \
+step speakers  "$PACK/campplus/model.pt"       $PYTHON -m nano.train_campplus --texts "$WORK/corpus/train.jsonl" \
     --work "$WORK/campplus" --out "$PACK/campplus" --device "$DEVICE"
 step codec     "$PACK/mimi/config.json"        codec
 cp "$WORK/corpus/heldout.jsonl" "$PACK/heldout.jsonl"  # for python -m evals.eval_nano
-step data      "$PACK/voices.pt"               $PYTHON -m nano.build_data --corpus "$WORK/corpus" --speech "$WORK/speech" \
-    --codec "$WORK/codec/targets.pt" --out "$WORK/data" --voices "$PACK/voices.pt" --limit "$LIMIT" --device "$DEVICE" \
-    --speaker_encoder "$PACK/campplus" --strangers 0.1
+step voices    "$PACK/voices.pt"               $PYTHON -m nano.voices --codec "$WORK/codec/targets.pt" \
+    --speaker_encoder "$PACK/campplus" --out "$PACK/voices.pt" --device "$DEVICE"
+step data      "$WORK/data/t2a_heldout/manifest.json" $PYTHON -m nano.build_sets t2a --corpus "$WORK/corpus" --limit "$LIMIT" \
+    --codec "$WORK/codec/targets.pt" --speaker_encoder "$PACK/campplus" --strangers 0.1 --tokenizer "$PACK" --out "$WORK/data"
 step llm       "$WORK/model/llm_256.pth"       $PYTHON -m nano.train_llm --corpus "$WORK/corpus" --tokenizer_dir "$PACK" \
     --out "$WORK/model" --work "$WORK/llm" --steps "$LLM_STEPS" --device "$DEVICE" --dtype "$DTYPE"
-step train     "$PACK/sft_omni_256.pth"        train
+# The Thinker has learnt its text; frozen, it keeps it, and a step costs a third less.
+step t2a       "$WORK/model/t2a_256.pth.done"  stage t2a llm "$RATE" "--freeze_backbone all --optimizer muon --guided_attention 0.5 \
+    --history_dropout 0.3 --codebook_weights $CODEBOOKS --max_steps $STEPS --warmup_steps 100" t2a_train t2a_words
+last=t2a
+if [ "$SENSES" = 1 ]; then
+    step ears      "$PACK/SenseVoiceSmall/model.pt" $PYTHON -m nano.train_sensevoice --corpus "$WORK/corpus" --device "$DEVICE" \
+        --speech "$WORK/speech_heard" --work "$WORK/sensevoice" --out "$PACK/SenseVoiceSmall" $EARS
+    step eyes      "$PACK/siglip2-base-p32-256-ve/config.json" $PYTHON -m nano.train_siglip --device "$DEVICE" \
+        --work "$WORK/siglip" --out "$PACK/siglip2-base-p32-256-ve" $EYES
+    step talks     "$WORK/data/told_heldout/manifest.json" $PYTHON -m nano.build_sets a2a multi i2t --corpus "$WORK/corpus" $TALKS \
+        --codec "$WORK/codec/targets.pt" --speaker_encoder "$PACK/campplus" --tokenizer "$PACK" --out "$WORK/data"
+    step examples  "$PACK/examples" $PYTHON -m nano.build_examples --corpus "$WORK/corpus" --out "$PACK/examples"
+    step a2a_proj  "$WORK/model/a2a_proj_256.pth.done" stage a2a_proj t2a 5e-4 "--mode audio_proj" a2a_train multi_train
+    step a2a       "$WORK/model/a2a_256.pth.done" stage a2a a2a_proj 5e-5 "" a2a_train multi_train t2a_train
+    step i2t_proj  "$WORK/model/i2t_proj_256.pth.done" stage i2t_proj a2a 5e-4 "--mode vision_proj" i2t_train mix_train
+    step i2t       "$WORK/model/i2t_256.pth.done" stage i2t i2t_proj 5e-6 "" i2t_train mix_train a2a_train
+    last=i2t
+fi
+ship "$WORK/model/${last}_256.json" "$PACK/sft_omni_256.json"
+ship "$WORK/model/${last}_256.pth" "$PACK/sft_omni_256.pth"
 if [ "$SHIP" = 1 ] && [ "$PACK" != model/nano ]; then
     for part in "$PACK"/*; do
         rm -rf "model/nano/$(basename "$part")"

@@ -8,7 +8,7 @@
 - With --eval_interval, rows that are never trained on are evaluated, and whoever calls `main` may pass a function that speaks.
 
     cd trainer && torchrun --nproc_per_node 1 train_sft_omni.py --data_path ../dataset/sft_t2a_mini.parquet --from_weight llm
-    python -m trainer.train_sft_omni --preset nano --from_weight none --data_path out/nano/data/train.parquet
+    python -m trainer.train_sft_omni --preset nano --from_weight none --data_path out/nano/data/t2a_train
 """
 import argparse
 import contextlib
