@@ -11,7 +11,6 @@
 """
 import argparse
 import json
-import os
 import random
 import re
 from collections import Counter, defaultdict
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from model.checkpoint import replace_atomic
 from nano import sayings
 from nano.forms import pairs
 from nano.scenes import answer_sentences
@@ -127,11 +127,8 @@ def word_lists(train, count=NUM_WORD_LISTS, seed=SEED):
 
 def write_jsonl(items, path):
     """Atomically write dicts, one a line."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
-    os.replace(temporary, path)
+    lines = "".join(json.dumps(item) + "\n" for item in items)
+    replace_atomic(Path(path), lambda file: file.write(lines.encode()))
 
 
 def read_jsonl(path):

@@ -10,11 +10,11 @@
 """
 import argparse
 import json
-import os
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from model.checkpoint import replace_atomic, save_json
 from nano.corpus import read_jsonl
 
 VOCAB_SIZE = 1024
@@ -122,14 +122,9 @@ def tokenizer_config():
 
 def save(tokenizer, folder):
     """Write tokenizer.json and tokenizer_config.json, each atomically, for AutoTokenizer.from_pretrained(folder)."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    texts = {"tokenizer.json": tokenizer.to_str(pretty=True),
-             "tokenizer_config.json": json.dumps(tokenizer_config(), indent=2, ensure_ascii=False)}
-    for name, text in texts.items():
-        temporary = folder / (name + ".tmp")
-        temporary.write_text(text + "\n", encoding="utf-8")
-        os.replace(temporary, folder / name)
+    text = tokenizer.to_str(pretty=True) + "\n"
+    replace_atomic(Path(folder) / "tokenizer.json", lambda file: file.write(text.encode()))
+    save_json(tokenizer_config(), Path(folder) / "tokenizer_config.json")
 
 
 def main():

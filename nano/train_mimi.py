@@ -34,6 +34,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 from transformers import EncodecFeatureExtractor, MimiConfig, MimiModel
 
+from model.checkpoint import save_atomic
 from nano.mimi_crops import INPUT_RATE, SAMPLE_RATE, draw_crops, read_speech, resampling_kernels
 from nano.mimi_losses import Discriminator, deceive_loss, hinge_loss, match_loss, mel_banks, stft_loss
 from nano.mimi_targets import FRAME_SAMPLES, MAX_HZ, MELS, WINDOW, Analyser, LatentSpace, log_mel_patches, mel_filterbank, \
@@ -334,16 +335,6 @@ class Run:
         self.random.set_state(state["random"].cpu())
 
 
-def save_checkpoint(state, path):
-    """torch.save through a temporary file in the same folder, so a kill at any moment leaves a whole checkpoint."""
-    fresh = path.with_name(f"{path.name}.tmp")
-    with open(fresh, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(fresh, path)
-
-
 def phase_at(progress, options):
     """Name of the phase at `progress` (0..1) of the run."""
     if progress < options.joint_at:
@@ -380,10 +371,10 @@ def train(options, speech, out, device="cpu", steps=None, minutes=None, log_inte
             run.use_targets(out / "targets.pt")
         else:
             run.fit()
-            save_checkpoint({"space": asdict(run.space), "books": run.books}, out / "targets.pt")
+            save_atomic({"space": asdict(run.space), "books": run.books}, out / "targets.pt")
         if start_from:
             run.start_from(start_from)
-        save_checkpoint(run.state(), checkpoint)
+        save_atomic(run.state(), checkpoint)
     rows, clock = [], time.perf_counter() - run.seconds
     _trim_curve(out / "curve.csv", run.step)
     bar = tqdm(total=steps, initial=run.step, unit="it", desc="codec", mininterval=5)
@@ -407,11 +398,11 @@ def train(options, speech, out, device="cpu", steps=None, minutes=None, log_inte
             left = "" if steps else f", {minutes - run.seconds / 60:.1f} min left"
             bar.set_postfix_str(f"{phase} " + " ".join(f"{k[:5]} {v:.3f}" for k, v in values.items()) + left)
         if run.step % save_interval == 0:
-            save_checkpoint(run.state(), checkpoint)
+            save_atomic(run.state(), checkpoint)
             rows = _append_curve(out / "curve.csv", rows)
     bar.close()
     if stop_after is None or progress >= 1:
-        save_checkpoint(run.state(), checkpoint)
+        save_atomic(run.state(), checkpoint)
         _append_curve(out / "curve.csv", rows)
         save_folder(run.average, out / "mimi")
         draw_curve(out / "curve.csv", out / "curve.png")
