@@ -17,6 +17,7 @@ from model.config import IGNORE
 from model.model_omni import MiniMindOmni, OmniConfig, omni_loss
 from tiny_folders import make_tiny_sensevoice, make_tiny_siglip
 from tiny_training import command, make_mixed, make_t2a, make_tokenizer
+from trainer import average_weights
 from trainer.batch_plan import BatchPlan, PlannedBatches, RowLengths
 from trainer.train_sft_omni import LOSSES, TARGETS, Trainer, main, parse_args, set_trainable
 from trainer.trainer_data import collate_padded, only_targets
@@ -388,3 +389,20 @@ def test_targets_window_keeps_every_loss():
         losses = omni_loss(model(cut["input_ids"], positions=cut["positions"]), cut["text_labels"], cut["audio_labels"], config)
         torch.testing.assert_close(losses.total, whole.total)
         torch.testing.assert_close(losses.per_codebook, whole.per_codebook)
+
+
+def test_the_mean_of_checkpoints(world, tmp_path, capsys):
+    """Of resume checkpoints and of exported weights alike; other sizes are refused."""
+    assert main(command(world, save_dir=tmp_path, max_steps=3, save_interval=1, keep_last=3)) == 0
+    resumes = sorted(tmp_path.glob("*_resume_step*.pth"))
+    assert len(resumes) == 3 and average_weights.main([*map(str, resumes), "--out", str(tmp_path / "mean_64.pth")]) == 0
+    states = [load_weights(path)["model"] for path in resumes]
+    mean = load_model(tmp_path / "mean_64.pth").state_dict()
+    for name, value in mean.items():
+        torch.testing.assert_close(value, torch.stack([state[name] for state in states]).mean(0), atol=1e-3, rtol=1e-3)
+    weights = str(tmp_path / "sft_omni_64.pth")
+    assert average_weights.main([weights, weights, "--out", str(tmp_path / "same_64.pth")]) == 0
+    assert all(torch.equal(a, b) for a, b in zip(load_weights(weights).values(), load_weights(tmp_path / "same_64.pth").values()))
+    assert main(command(world, save_dir=tmp_path, max_steps=1, num_hidden_layers=3, save_weight="other")) == 0
+    assert average_weights.main([weights, str(tmp_path / "other_64.pth"), "--out", str(tmp_path / "x.pth")]) == 2
+    assert "not of the same model" in capsys.readouterr().err and not (tmp_path / "x.pth").exists()

@@ -77,7 +77,7 @@ stage() {  # stage NAME FROM RATE OPTIONS DATA...: one run of the trainer, $WORK
         --data_path "${@/#/$WORK/data/}" --save_dir "$WORK/model" --save_weight "$name" $options \
         --audio_encoder_dir "$PACK/SenseVoiceSmall" --vision_dir "$PACK/siglip2-base-p32-256-ve" \
         --batch_size "$BATCH" --learning_rate "$rate" --max_seq_len 256 --system_share 0 --device "$DEVICE" --dtype "$DTYPE" \
-        --use_compile "$COMPILE" --num_workers "$WORKERS" --save_interval 250 --from_resume 1 $EXTRA
+        --use_compile "$COMPILE" --num_workers "$WORKERS" --save_interval 200 --keep_last 3 --from_resume 1 $EXTRA
     finished "$WORK/model/${name}_256_resume.pth"  # stopped by SIGTERM it has saved, but is not to be used yet
     touch "$WORK/model/${name}_256.pth.done"
 }
@@ -127,8 +127,7 @@ if [ "$SENSES" = 1 ]; then
     step i2t       "$WORK/model/i2t_256.pth.done" stage i2t i2t_proj 5e-6 "" i2t_train mix_train a2a_train
     last=i2t
 fi
-ship "$WORK/model/${last}_256.json" "$PACK/sft_omni_256.json"
-ship "$WORK/model/${last}_256.pth" "$PACK/sft_omni_256.pth"
+$PYTHON -m trainer.average_weights "$WORK/model/${last}"_256_resume*.pth --out "$PACK/sft_omni_256.pth"
 if [ "$SHIP" = 1 ] && [ "$PACK" != model/nano ]; then
     for part in "$PACK"/*; do
         rm -rf "model/nano/$(basename "$part")"
