@@ -204,7 +204,8 @@ def test_a_spoken_call_with_barge_in(world):
             await until(connection, "conversation.item.truncated", events)
             await send_sound(connection, silence)
             second = (await until(connection, "response.done", events))[-1].response
-            assert second.status == "completed" and second.output[0].content[0].transcript
+            assert second.status in ("completed", "incomplete")  # to what a random ear hears, a reply may run to its limit
+            assert second.output[0].content[0].transcript
             assert second.usage.input_token_details.audio_tokens > 10
         return events
 
