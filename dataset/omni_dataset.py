@@ -276,21 +276,16 @@ class OmniDataset(torch.utils.data.Dataset):
         no special token is put in either.
         """
         ids, text, codes = input_ids.numpy().copy(), text_labels.numpy(), audio_labels.numpy()
-        first = int(np.argmax(text != IGNORE))  # labels at t are inputs at t + 1
-        inputs, text, codes = ids[:, first + 1:], text[first:-1], codes[:, first:-1]
-        share = np.full((NUM_STREAMS, 1), self.variants.scheduled_sampling, np.float32)
+        first = int(np.argmax(text != IGNORE)) + 1  # labels at t are inputs at t + 1
+        inputs = ids[:, first:]
+        share = np.full((NUM_STREAMS, 1), self.variants.scheduled_sampling)
         share[-1] = self.variants.text_sampling
-        # few are drawn, and only of these is asked whether they may be replaced: a third of the time of masks over all
-        streams, places = np.nonzero(rng.random(inputs.shape, np.float32) < share)
-        count = np.searchsorted(streams, NUM_STREAMS - 1)  # nonzero goes row by row, and text is the last
-        at = streams[:count], places[:count]
-        good = (codes[at] != IGNORE) & (inputs[at] < self.config.num_codes)
-        at = at[0][good], at[1][good]
-        inputs[at] = rng.integers(self.config.num_codes, size=len(at[0]))
-        places, words = places[count:], inputs[-1]
-        ends = np.flatnonzero(words == self.config.eos_token_id)  # nor the "\n" behind
-        good = (text[places] != IGNORE) & self._plain_text[words[places]] & (places < (ends[0] if len(ends) else len(words)))
-        words[places[good]] = self._plain_ids[rng.integers(len(self._plain_ids), size=np.count_nonzero(good))]
+        chosen = rng.random(inputs.shape) < share
+        chosen[:-1] &= (codes[:, first - 1:-1] != IGNORE) & (inputs[:-1] < self.config.num_codes)
+        ended = np.logical_or.accumulate(inputs[-1] == self.config.eos_token_id)  # nor the "\n" behind
+        chosen[-1] &= (text[first - 1:-1] != IGNORE) & self._plain_text[inputs[-1]] & ~ended
+        inputs[:-1][chosen[:-1]] = rng.integers(self.config.num_codes, size=np.count_nonzero(chosen[:-1]))
+        inputs[-1][chosen[-1]] = self._plain_ids[rng.integers(len(self._plain_ids), size=np.count_nonzero(chosen[-1]))]
         return torch.from_numpy(ids)
 
     def _forget_history(self, input_ids: torch.Tensor, audio_labels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:

@@ -6,15 +6,12 @@
 - Prompt and reply are tokenised apart, as at inference; A is the number of prompt tokens and needs no searching.
 - Nothing here is random and nothing here reads files: see dataset/omni_dataset.py.
 """
-import os
-
 import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from model.config import IGNORE, NUM_CODEBOOKS, NUM_STREAMS, OmniConfig
 
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # for two short texts at a time, often in a forked process, threads only cost
 EMPTY_THINK = "<think>\n\n</think>\n\n"  # what the chat template writes before a reply without reasoning
 
 
@@ -45,12 +42,6 @@ def place_voice_prompt(rows: torch.Tensor, ref_codes: torch.Tensor | None, has_s
     The last codes that fit are kept: P of them, or P - 1 when the speaker token must stand before them.
     """
     rows = rows.clone()
-    _write_voice_prompt(rows, ref_codes, has_speaker, config)
-    return rows
-
-
-def _write_voice_prompt(rows: torch.Tensor, ref_codes: torch.Tensor | None, has_speaker: bool, config: OmniConfig) -> None:
-    """place_voice_prompt in place."""
     length = rows.shape[1]
     room = length - int(has_speaker)
     num_ref = 0 if ref_codes is None else max(min(ref_codes.shape[1], room), 0)
@@ -58,6 +49,7 @@ def _write_voice_prompt(rows: torch.Tensor, ref_codes: torch.Tensor | None, has_
         rows[:, length - num_ref:] = ref_codes[:, ref_codes.shape[1] - num_ref:]
     if has_speaker and length:
         rows[:, length - num_ref - 1] = config.audio_spk_token
+    return rows
 
 
 def build_prompt(text_ids, ref_codes: torch.Tensor | None, has_speaker: bool, config: OmniConfig) -> torch.Tensor:
@@ -89,7 +81,8 @@ def build_training_row(prompt_ids: list[int], reply_ids: list[int], codes: torch
     rows[-1, len(text):] = config.pad_token_id
     labels[-1, start:len(text)] = text[start:]
     if spoken:
-        _write_voice_prompt(rows[:-1, :start], ref_codes, has_speaker, config)
+        if has_speaker or ref_codes is not None:
+            rows[:-1, :start] = place_voice_prompt(rows[:-1, :start], ref_codes, has_speaker, config)
         target = F.pad(codes, (0, 1), value=config.audio_stop_token)
         for place in (rows, labels):
             staircase(place[:-1], start + 1, target.shape[1]).copy_(target)
@@ -168,5 +161,4 @@ def tokenize_turns(tokenizer, messages: list[dict], strip_think: bool = False, p
     prompt, reply = split_reply(render_plain(messages) if plain else render_chat(tokenizer, messages), messages[-1])
     if strip_think:
         prompt = prompt.replace(EMPTY_THINK, "")
-    prompt, reply = tokenizer.backend_tokenizer.encode_batch_fast([prompt, reply], add_special_tokens=False)  # as encode_text
-    return prompt.ids, reply.ids
+    return encode_text(tokenizer, prompt), encode_text(tokenizer, reply)
