@@ -8,10 +8,10 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-import soxr
 import torch
 
 from dataset.build_stages import encode_clips
+from model.audio import resample
 from model.checkpoint import save_atomic
 from model.config import SAMPLE_RATE
 from model.encoders import CAMPPlus
@@ -35,7 +35,7 @@ def load_codec(path, device):
 def make_voice(utterance, codec, speaker):
     """One entry of a voices file: {"ref_codes": (8, T) int64, "spk_emb": (192,) float32, zeros without a speaker encoder}."""
     wav = synthesise(utterance.text, utterance.voice, utterance.rate, utterance.pitch).astype(np.float32) / 32768
-    codes = encode_clips(codec, [soxr.resample(wav, RATE, SAMPLE_RATE)])[0]
+    codes = encode_clips(codec, [resample(wav, RATE, SAMPLE_RATE)])[0]
     vector = torch.zeros(SPEAKER_SIZE) if speaker is None else speaker(torch.from_numpy(wav)).float().cpu().reshape(SPEAKER_SIZE)
     return {"ref_codes": torch.from_numpy(codes).long(), "spk_emb": vector}
 

@@ -1,8 +1,9 @@
 """The mean of a run's last checkpoints: weights that speak better than any one of them, for no training (Izmailov et al. 2018).
 
-Takes resume checkpoints (`--keep_last 3` keeps the latest and two before it, three to average) or exported weights of one model.
+Takes resume checkpoints (`--keep_last 3` leaves three named by their step; the one without a step is the newest of them once more) or
+exported weights of one model.
 
-    python -m trainer.average_weights out/t2a_256_resume*.pth --out out/t2a_mean_256.pth
+    python -m trainer.average_weights out/t2a_256_resume_step*.pth --out out/t2a_mean_256.pth
 """
 import argparse
 import sys

@@ -127,7 +127,7 @@ if [ "$SENSES" = 1 ]; then
     step i2t       "$WORK/model/i2t_256.pth.done" stage i2t i2t_proj 5e-6 "" i2t_train mix_train a2a_train
     last=i2t
 fi
-$PYTHON -m trainer.average_weights "$WORK/model/${last}"_256_resume*.pth --out "$PACK/sft_omni_256.pth"
+$PYTHON -m trainer.average_weights "$WORK/model/${last}"_256_resume_step*.pth --out "$PACK/sft_omni_256.pth"
 if [ "$SHIP" = 1 ] && [ "$PACK" != model/nano ]; then
     for part in "$PACK"/*; do
         rm -rf "model/nano/$(basename "$part")"
