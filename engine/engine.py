@@ -45,7 +45,7 @@ class Engine:
     """Sessions over one model. All of them share its device and precision.
 
     mimi: None yields codes without sound. tokenizer: None yields ids without text. slots: sessions at a time.
-    dtype: see precision.py. mode: "eager", "compile" or "graph" (default: graph on CUDA, else eager).
+    dtype: see precision.py. mode: see stepper.py (default: graph on CUDA, else eager).
     The model's weights are rearranged into the engine's own; nothing refers to `model` afterwards.
     """
 

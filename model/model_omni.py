@@ -149,7 +149,7 @@ class MiniMindOmni(nn.Module):
 
     def forward(self, input_ids: Tensor, audio_features: Tensor | None = None, audio_lens: Tensor | None = None,
                 image_features: Tensor | None = None, spk_emb: Tensor | None = None, cache: KVCache | None = None,
-                last_only: bool = False, positions: Tensor | None = None, speech_only: bool = False,
+                last_only: bool = False, positions: Tensor | None = None, speech_only: bool = False, text_only: bool = False,
                 average: Callable[[Tensor], Tensor] | None = None) -> OmniOutput:
         """One forward over T new positions.
 
@@ -160,7 +160,7 @@ class MiniMindOmni(nn.Module):
         cache: continue it; features are needed only in the forward that carries their pads.
         last_only: logits of the last position only (T becomes 1 in the output): all that generation needs.
         positions: (B, R) where logits are wanted (T becomes R): in training only the reply has targets, half of a row or less.
-        speech_only: no text logits, so the Thinker need not run beyond the bridge.
+        speech_only: no text logits, so the Thinker need not run beyond the bridge. text_only: no audio logits, the Talker does not run.
         average: mean of a tensor over the processes that share a batch: experts are balanced over all of it, not over each part.
         Raises ValueError for a wrong shape.
         """
@@ -168,13 +168,13 @@ class MiniMindOmni(nn.Module):
         x = self._embed(text, audio_features, audio_lens, image_features)
         past = Past(cache, text.shape[1]) if cache is not None else None
         hidden, bridge = self.model(x, past, bridge_only=speech_only)
-        spoken = self.talker(codes, bridge, spk_emb, past, first_layer=len(self.model.layers))
+        spoken = None if text_only else self.talker(codes, bridge, spk_emb, past, first_layer=len(self.model.layers))
         if cache is not None:
             cache.advance(text.shape[1])
         if last_only:
             positions = torch.full((text.shape[0], 1), text.shape[1] - 1, device=text.device)
-        return OmniOutput(None if hidden is None else self.lm_head(_at(hidden, positions)), self.talker.lm_head(_at(spoken, positions)),
-                          self._aux_loss(codes, text, average))
+        return OmniOutput(None if hidden is None else self.lm_head(_at(hidden, positions)),
+                          None if spoken is None else self.talker.lm_head(_at(spoken, positions)), self._aux_loss(codes, text, average))
 
     def new_cache(self, batch: int, max_length: int) -> KVCache:
         """An empty cache for `batch` rows of at most `max_length` positions, on the model's device and in its dtype."""
@@ -253,22 +253,22 @@ def omni_loss(out: OmniOutput, text_labels: Tensor, audio_labels: Tensor, config
               fused: bool = True, weights: Tensor | None = None) -> OmniLosses:
     """text_labels (B, T) and audio_labels (B, 8, T), aligned with the logits, IGNORE where there is no target.
 
-    Text: mean cross-entropy over the labelled positions (0 without text logits). Audio: mean over codebooks of
-    sum(w * CE) / labelled positions, w = 10 on stop tokens. A term without labels is 0 and keeps the graph.
+    Text: mean cross-entropy over the labelled positions. Audio: mean over codebooks of sum(w * CE) / labelled positions, w = 10 on stop
+    tokens. A term without labels is 0 and keeps the graph; one without logits is 0.
     counts: divide by these, as of `label_counts`, instead of by this batch's own (processes share a batch). fused: all codebooks
     in one cross-entropy, else one each: the same numbers. weights (8,): how much each codebook counts in the mean, default alike.
     """
     counts = label_counts(text_labels, audio_labels).clamp(min=1) if counts is None else counts
-    if out.logits is None:
-        text = out.audio_logits.new_zeros((), dtype=torch.float32)
-    else:
+    text, per_codebook = out.aux_loss.new_zeros(()), out.aux_loss.new_zeros(NUM_CODEBOOKS)
+    if out.logits is not None:
         text = F.cross_entropy(out.logits.flatten(0, 1).float(), text_labels.flatten(), ignore_index=IGNORE, reduction="sum") / counts[-1]
-    if fused:
-        audio = _unreduced(out.audio_logits, audio_labels)
-    else:
-        audio = torch.stack([_unreduced(out.audio_logits[:, k], audio_labels[:, k]) for k in range(NUM_CODEBOOKS)], dim=1)
-    weight = torch.where(audio_labels == config.audio_stop_token, STOP_WEIGHT, 1.0)
-    per_codebook = (audio * weight).sum((0, 2)) / counts[:-1]
+    if out.audio_logits is not None:
+        if fused:
+            audio = _unreduced(out.audio_logits, audio_labels)
+        else:
+            audio = torch.stack([_unreduced(out.audio_logits[:, k], audio_labels[:, k]) for k in range(NUM_CODEBOOKS)], dim=1)
+        weight = torch.where(audio_labels == config.audio_stop_token, STOP_WEIGHT, 1.0)
+        per_codebook = (audio * weight).sum((0, 2)) / counts[:-1]
     audio = per_codebook.mean() if weights is None else (per_codebook * weights).sum() / weights.sum()
     return OmniLosses(text + audio + out.aux_loss, text, audio, out.aux_loss, per_codebook.detach())
 

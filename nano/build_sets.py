@@ -180,7 +180,7 @@ def i2t(args):
         with ProcessPoolExecutor(args.workers) as pool:
             list(pool.map(partial(paint, args.seed, heldout, folder), dict.fromkeys(item["picture"] for item in items), chunksize=32))
         asked = [turns[0] for turns in ask(as_talks(items[:aloud]), TRAIN_VOICES, f"{args.seed} {part}")]
-        for variant in ("i2t", "mix", "told"):
+        for variant in ("i2t", "mix", *(["told"] if heldout else [])):  # nano.train_llm learns from told pictures, as text
             found[f"{variant}_{part}"] = pictured(variant, f"{variant}_{part}", items, asked, folder, args.others, args.seed)
     return found
 

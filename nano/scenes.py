@@ -156,7 +156,7 @@ def draw(scene, rng):
     background = np.array(_pick(rng, BACKGROUNDS)) + rng.integers(-10, 11, 3)
     slope = np.linspace(-0.5, 0.5, SIZE * scale)[:, None] * rng.integers(-24, 25)
     rows = np.clip(background + slope, 0, 255).astype(np.uint8)
-    image = Image.fromarray(np.ascontiguousarray(np.broadcast_to(rows[:, None], (SIZE * scale, SIZE * scale, 3))))
+    image = Image.fromarray(rows[:, None]).resize((SIZE * scale, SIZE * scale), Image.Resampling.NEAREST)
     painter = ImageDraw.Draw(image)
     for x, y in rng.uniform(0, SIZE * scale, (rng.integers(0, 13), 2)):
         radius, shade = rng.uniform(1.5, 4), background + rng.integers(-40, 41)

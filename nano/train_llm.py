@@ -85,6 +85,14 @@ def text_loss(model, rows, half):
     return F.cross_entropy(logits.float(), labels[labels != IGNORE])
 
 
+def make_optimizers(model, rate):
+    """Muon for the trained blocks' matrices, AdamW for the rest; one rate serves both, as in trainer/train_sft_omni.py."""
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    matrices = {name: p for name, p in trained.items() if p.ndim == 2 and ".layers." in name}
+    return (torch.optim.Muon(list(matrices.values()), lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW([p for name, p in trained.items() if name not in matrices], lr=rate, betas=(0.9, 0.95), weight_decay=0.01))
+
+
 def learning_rate(step, steps, peak):
     return peak * min(1.0, (step + 1) / WARMUP) * (0.1 + 0.45 * (1 + math.cos(math.pi * step / steps)))
 
@@ -121,32 +129,34 @@ def main():
     model.requires_grad_(False)
     for weight in weights:
         weight.requires_grad_(True)
-    optimizer = torch.optim.AdamW(weights, lr=args.learning_rate, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
+    optimizers = make_optimizers(model, args.learning_rate)
     draws, first, checkpoint = torch.Generator().manual_seed(args.seed), 0, args.work / "checkpoint.pt"
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=args.device, weights_only=True)
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         draws.set_state(state["random"].cpu())
         first = state["step"]
     args.work.mkdir(parents=True, exist_ok=True)
 
     half, bar = args.dtype == "bfloat16", tqdm(range(first, args.steps), initial=first, total=args.steps, desc="llm")
     for step in bar:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, args.steps, args.learning_rate)
         loss = text_loss(model, draw(rows, args.batch_size, draws), half)
-        optimizer.zero_grad()
+        model.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, args.steps, args.learning_rate)
+            optimizer.step()
         if (step + 1) % args.save_interval == 0 or step + 1 == args.steps:
             with torch.no_grad():
                 held = {kind: text_loss(model, unseen[kind], half).item() for kind in unseen}
             bar.set_postfix(train=f"{loss.item():.3f}", **{kind: f"{value:.3f}" for kind, value in held.items()})
             with open(args.work / "log.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step + 1, "train": loss.item(), "heldout": held}) + "\n")
-            save_atomic({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "random": draws.get_state(),
+            save_atomic({"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "random": draws.get_state(),
                          "step": step + 1}, checkpoint)
     keep = {k: v.half() for k, v in model.state_dict().items() if args.from_weight or k.startswith(("model.", "lm_head."))}
     target = args.out / f"llm_{config.hidden_size}.pth"

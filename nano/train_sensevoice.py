@@ -213,7 +213,10 @@ class Run:
         self.model = Ear(options, self.pieces.vocab_size()).to(device)
         self.average = Ear(options, self.pieces.vocab_size()).to(device).requires_grad_(False).eval()
         self.average.load_state_dict(self.model.state_dict())
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=options.lr, betas=(0.9, 0.98), weight_decay=options.weight_decay)
+        matrices = [p for p in self.model.encoder.parameters() if p.ndim == 2]
+        others = [p for p in self.model.parameters() if all(p is not matrix for matrix in matrices)]
+        self.muon = torch.optim.Muon(matrices, lr=options.lr, weight_decay=options.weight_decay, adjust_lr_fn="match_rms_adamw")
+        self.adamw = torch.optim.AdamW(others, lr=options.lr, betas=(0.9, 0.98), weight_decay=options.weight_decay)
         self.generator = torch.Generator(device).manual_seed(options.seed)
         self.draws = torch.Generator().manual_seed(options.seed)
         self.roughen = listening.Roughen(listening.HearingOptions(), self.generator)
@@ -243,7 +246,7 @@ class Run:
 
     def save(self, path):
         save_atomic({"options": asdict(self.options), "tokenizer": torch.frombuffer(bytearray(self.tokenizer), dtype=torch.uint8),
-                     **{name: getattr(self, name).state_dict() for name in ("model", "average", "optimizer")}, "step": self.step,
+                     **{name: getattr(self, name).state_dict() for name in ("model", "average", "muon", "adamw")}, "step": self.step,
                      "seconds": self.seconds, "generator": self.generator.get_state(), "draws": self.draws.get_state()}, path)
 
     def restore(self, path):
@@ -251,7 +254,7 @@ class Run:
         state = load_weights(path, self.device)
         if state["options"] != asdict(self.options) or state["tokenizer"].cpu().numpy().tobytes() != self.tokenizer:
             raise ValueError(f"{path} was made with other sentences or with {state['options']}: give the same, or another --work")
-        for name in ("model", "average", "optimizer"):
+        for name in ("model", "average", "muon", "adamw"):
             getattr(self, name).load_state_dict(state[name])
         self.step, self.seconds = state["step"], state["seconds"]
         self.generator.set_state(state["generator"].cpu())
@@ -266,7 +269,7 @@ def learning_rate(options, progress):
 def train_step(run, speech, labels, progress):
     """One optimizer step on a drawn batch; returns the CTC loss per piece as a tensor, so that nobody has to wait for it."""
     options = run.options
-    for group in run.optimizer.param_groups:
+    for group in (*run.muon.param_groups, *run.adamw.param_groups):
         group["lr"] = learning_rate(options, progress)
     rows = speech.draw(options.batch_size, run.draws)
     clean = float(torch.rand((), generator=run.draws)) < max(options.clean, 1 - progress / options.easy)
@@ -278,10 +281,11 @@ def train_step(run, speech, labels, progress):
     targets = torch.tensor([piece for target in targets for piece in target], device=run.device)
     loss = F.ctc_loss(scores.float().transpose(0, 1), targets, lens, sizes.to(run.device), blank=0, reduction="sum", zero_infinity=True)
     loss = loss / int(sizes.sum())
-    run.optimizer.zero_grad(set_to_none=True)
+    run.model.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
-    run.optimizer.step()
+    run.muon.step()
+    run.adamw.step()
     run.step += 1
     with torch.no_grad():
         torch._foreach_lerp_(list(run.average.parameters()), list(run.model.parameters()), 1 - min(0.999, run.step / (run.step + 20)))
@@ -318,7 +322,7 @@ def train(options, speech, tokenizer, work, device, steps=None, minutes=None, lo
         if run.step % log_interval == 0:
             if not math.isfinite(loss):
                 raise FloatingPointError(f"step {run.step}: the loss is {loss.item()}")
-            rate = run.optimizer.param_groups[0]["lr"]
+            rate = run.adamw.param_groups[0]["lr"]
             curve.append(dict(step=run.step, minutes=round(run.seconds / 60, 3), lr=round(rate, 6), loss=round(loss.item(), 4)))
             log.info("step %d (%.0f %%)  loss per piece %.4f", run.step, 100 * progress(), loss)
         if stop_after and run.step - first >= stop_after:

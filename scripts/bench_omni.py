@@ -44,8 +44,8 @@ CODEC_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 BIG = 2**28  # float32 numbers of the bandwidth test: 1 GiB, which no cache holds
 COLUMNS = (("preset", "preset"), ("dtype", "dtype"), ("sessions", "sessions"), ("floor ms", "floor_ms"), ("model ms", "model_ms"),
            ("x floor", "over_floor"), ("Mimi ms", "mimi_ms"), ("frame p50", "frame_ms_p50"), ("p95 ms", "frame_ms_p95"), ("RTF", "rtf"),
-           ("TTFT ms", "ttft_ms_p50"), ("TTFA p50", "ttfa_ms_p50"), ("p95 ms", "ttfa_ms_p95"), ("frames/s", "frames_per_s"),
-           ("MiB", "memory_mib"))
+           ("TTFT ms", "ttft_ms_p50"), ("TTFA p50", "ttfa_ms_p50"), ("p95 ms", "ttfa_ms_p95"), ("speaking", "speaking"),
+           ("frames/s", "frames_per_s"), ("MiB", "memory_mib"))
 
 
 def synchronize(device: torch.device) -> None:
@@ -125,7 +125,7 @@ class Crowd:
 
     def forget(self) -> None:
         """Start the figures anew: after warming up."""
-        self.ttft, self.ttfa, self.frames = [], [], []
+        self.ttft, self.ttfa, self.frames, self.spoken = [], [], [], 0
 
     def join(self) -> None:
         request = random_request(self.engine, self.prompt_tokens, self.steps, self.count)
@@ -139,6 +139,7 @@ class Crowd:
         now = time.perf_counter()
         if frames:
             self.frames.append(now - start)
+            self.spoken += len(frames)
         for frame in frames:
             for is_first, known, times in ((True, self.texted, self.ttft), (frame.wav is not None, self.sounded, self.ttfa)):
                 if is_first and frame.slot not in known:
@@ -152,11 +153,12 @@ class Crowd:
 
     def run(self, replies: int = 0, seconds: float = 0) -> None:
         """Until so many replies are over, or for so long. Sessions join apart, so that they end apart."""
-        apart, end, done, ticks = max(self.steps // self.sessions, 1), time.perf_counter() + seconds, self.finished + replies, 0
+        apart, together = max(self.steps // self.sessions, 1), -(-self.sessions // self.steps)
+        end, done, ticks = time.perf_counter() + seconds, self.finished + replies, 0
         while self.finished < done or time.perf_counter() < end:
-            starting = self.count < self.sessions
-            if self.engine.num_free and (not starting or ticks % apart == 0):
-                self.join()
+            if self.count >= self.sessions or ticks % apart == 0:
+                for _ in range(min(together, self.engine.num_free)):
+                    self.join()
             self.step()
             ticks += 1
 
@@ -171,12 +173,26 @@ def rss_mib() -> float:
 
 @torch.inference_mode()
 def codec_ms(mimi: Mimi, rows: int, repeats: int = 20) -> float:
-    """Median time of one frame of `rows` streams."""
+    """Median time of one frame of `rows` streams; on a GPU as the engine runs it, in a CUDA graph."""
     state = mimi.init_state(rows, max_frames=1)
     codes, times = torch.zeros(rows, NUM_CODEBOOKS, 1, dtype=torch.long, device=mimi.device), []
+    active = torch.ones(rows, dtype=torch.bool, device=mimi.device)
+
+    def run():
+        mimi.decode_step(codes, state, active)
+
+    if mimi.device.type == "cuda":
+        side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            run()
+        torch.cuda.current_stream().wait_stream(side)
+        with torch.cuda.graph(graph):
+            run()
+        run = graph.replay
     for _ in range(repeats + 2):
         start = time.perf_counter()
-        mimi.decode_step(codes, state)
+        run()
         synchronize(mimi.device)
         times.append(1000 * (time.perf_counter() - start))
     return statistics.median(times[2:])
@@ -198,7 +214,7 @@ def measure(engine: Engine, machine: dict, sessions: int, args) -> dict:
     return {"sessions": sessions, "floor_ms": floor, "model_ms": frame["p50"] - mimi_ms, "over_floor": (frame["p50"] - mimi_ms) / floor,
             "mimi_ms": mimi_ms, "frame_ms_p50": frame["p50"], "frame_ms_p95": frame["p95"], "rtf": mean_ms / FRAME_MS,
             "ttft_ms_p50": ttft["p50"], "ttfa_ms_p50": ttfa["p50"], "ttfa_ms_p95": ttfa["p95"],
-            "frames_per_s": 1000 * sessions / mean_ms, "memory_mib": memory, "replies": len(crowd.ttfa)}
+            "speaking": crowd.spoken / len(crowd.frames), "frames_per_s": crowd.spoken / sum(crowd.frames), "memory_mib": memory, "replies": len(crowd.ttfa)}
 
 
 def soak(engine: Engine, sessions: int, args) -> dict:
@@ -228,8 +244,8 @@ def new_engine(preset: str, dtype: str, slots: int, args) -> Engine:
 
 def bench(preset: str, dtype: str, machine: dict, args) -> list[dict]:
     """Rows for 1, 2, 4, ... sessions, up to the first number that is not in real time, or until its share of the time is used."""
-    rows, sessions, end = [], 1, time.perf_counter() + 60 * args.max_minutes / (len(args.preset) * len(args.dtype))
-    while sessions <= args.sessions:
+    rows, end = [], time.perf_counter() + 60 * args.max_minutes / (len(args.preset) * len(args.dtype))
+    for sessions in args.counts or [2**i for i in range(args.sessions.bit_length())]:
         engine = new_engine(preset, dtype, sessions, args)
         rows.append({"preset": preset, "dtype": engine.precision.name, **measure(engine, machine, sessions, args)})
         print(table_line(COLUMNS, rows[-1]), flush=True)
@@ -238,7 +254,6 @@ def bench(preset: str, dtype: str, machine: dict, args) -> list[dict]:
         if time.perf_counter() > end:
             print(f"({preset} {dtype}: --max_minutes ended it here, still in real time)", flush=True)
             break
-        sessions *= 2
     return rows
 
 
@@ -269,6 +284,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--preset", nargs="+", choices=sorted(PRESETS), default=["nano", "base"])
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["auto"])
     parser.add_argument("--sessions", type=int, default=4096, help="most sessions tried")
+    parser.add_argument("--counts", type=int, nargs="+", help="only these numbers of sessions")
     parser.add_argument("--prompt_tokens", type=int, default=60)
     parser.add_argument("--steps", type=int, default=40, help="steps of a reply")
     parser.add_argument("--repeats", type=int, default=5, help="replies per session that are measured")

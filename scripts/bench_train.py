@@ -58,7 +58,7 @@ def configurations(args: argparse.Namespace, preset: str) -> dict[str, list[str]
     rows["with max_tokens"] = ["--max_tokens", str(args.batch_size * args.median)]
     rows["with gradient_checkpointing"] = ["--gradient_checkpointing", "1"]
     rows["all off"] = ["--without", *known, "--use_compile", "0"]
-    return rows if args.rows is None else {name: flags for name, flags in rows.items() if name in (*args.rows, "all off")}
+    return rows if args.rows is None else {name: flags for name, flags in rows.items() if name in args.rows}
 
 
 def frozen_audio(device: torch.device, width: int, small: bool):
@@ -132,8 +132,9 @@ def bench(preset: str, task: str, args: argparse.Namespace) -> tuple[list[dict],
     for name, flags in tqdm(configurations(args, preset).items(), desc=f"{preset} {task}"):
         figures = alone(measure, [*common, *flags], task, args.threads, args.tiny)
         rows.append({"preset": preset, "task": task, "configuration": name, **figures})
+    off = rows[-1]["samples_per_s"] if rows[-1]["configuration"] == "all off" else float("nan")
     for row in rows:
-        row["gain"] = row["samples_per_s"] / rows[-1]["samples_per_s"]
+        row["gain"] = row["samples_per_s"] / off
     hours_per_row = speech_hours(path, task) / (args.batch_size * args.steps)
     return rows, rows[0]["samples_per_s"] * hours_per_row * 3600
 
@@ -161,7 +162,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--preset", nargs="+", choices=sorted(PRESETS), default=["base"])
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=["t2a"])
-    parser.add_argument("--rows", nargs="+", help='only these configurations, such as "all on", and "all off"')
+    parser.add_argument("--rows", nargs="+", help='only these configurations, such as "all on" "all off"')
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--steps", type=int, default=12, help="batches of the epoch that is measured")
     parser.add_argument("--median", type=int, default=180, help="positions of half of the rows at most")

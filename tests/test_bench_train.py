@@ -16,7 +16,7 @@ def in_process(monkeypatch):
 
 
 @pytest.mark.parametrize("tasks, rows", [
-    (["t2a"], None), pytest.param(["a2a", "i2t"], ["all on"], marks=pytest.mark.slow)])
+    (["t2a"], None), pytest.param(["a2a", "i2t"], ["all on", "all off"], marks=pytest.mark.slow)])
 def test_bench_prints_a_table_and_writes_json_and_picture(in_process, tmp_path, capsys, tasks, rows):
     if "a2a" in tasks:
         pytest.importorskip("funasr")

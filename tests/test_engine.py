@@ -8,6 +8,7 @@ from tiny_folders import make_tiny_mimi
 from engine.engine import Engine
 from engine.generate import GenerationParams, generate_naive, sampler
 from engine.session import EngineFull, PromptTooLong, Reason, Request
+from engine.stepper import MODES
 from model.config import OmniConfig, audio_ids_for
 from model.mimi import Mimi
 from model.model_omni import MiniMindOmni
@@ -306,7 +307,7 @@ def test_compiled_step_says_the_same(model, mimi):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("mode", ["eager", "graph", "compile"])
+@pytest.mark.parametrize("mode", MODES)
 def test_sessions_on_a_gpu(model, mode):
     """Staggered joins and leaves; sampled ids are those of the CPU, as the numbers that decide them are."""
     codec = Mimi(make_tiny_mimi(None), device="cuda", encoder=False)

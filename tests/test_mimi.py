@@ -297,6 +297,7 @@ def test_decode_step_as_a_cuda_graph():
     state, static = codec.init_state(2), codes[..., :1].cuda()
     active = torch.ones(2, dtype=torch.bool, device="cuda")
     side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):  # warm up off the main stream, as capture demands
         codec.decode_step(static, state, active)
     torch.cuda.current_stream().wait_stream(side)

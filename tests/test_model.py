@@ -146,6 +146,16 @@ def test_speech_alone_is_the_same_speech():
     assert spoken.text == 0 and spoken.audio == both.audio == spoken.total
 
 
+def test_text_alone_is_the_same_text():
+    """The Talker does not run: no audio logits, the same text, and an audio loss of 0."""
+    model, ids = tiny(), torch.randint(0, 60, (2, 9, 6), generator=torch.Generator().manual_seed(5))
+    alone, whole = model(ids, text_only=True), model(ids)
+    assert alone.audio_logits is None and torch.equal(alone.logits, whole.logits)
+    labels = torch.zeros(2, 6, dtype=torch.long)
+    written, both = (omni_loss(out, labels, labels[:, None].expand(-1, 8, -1), model.config) for out in (alone, whole))
+    assert written.audio == 0 and written.text == both.text == written.total and not written.per_codebook.any()
+
+
 def test_inject_matches_the_obvious_loop():
     g = torch.Generator().manual_seed(5)
     for _ in range(50):

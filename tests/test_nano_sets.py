@@ -60,7 +60,7 @@ def test_sets_are_planned_built_and_valid(tmp_path):
                                   "--spoken", "2", "--heldout", "1"])
     found = build_sets.plan_sets(args)
     assert {name: len(lines) for name, lines in found.items()} == {
-        "t2a_train": 8, "t2a_words": 6, "t2a_heldout": 6, "i2t_train": 4, "mix_train": 2, "told_train": 4, "i2t_heldout": 1,
+        "t2a_train": 8, "t2a_words": 6, "t2a_heldout": 6, "i2t_train": 4, "mix_train": 2, "i2t_heldout": 1,
         "mix_heldout": 1, "told_heldout": 1, **{f"{name}_{part}": 2 for name in ("a2a", "multi")
                                                 for part in ("train", "heldout", "noisy", "unseen")}}
     assert {voice_of(line) for line in found["a2a_unseen"]} == {"kal16"} and "kal16" not in {voice_of(line) for line in found["a2a_train"]}

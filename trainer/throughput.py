@@ -52,13 +52,14 @@ class ModelFlops:
         # one product forward, one back to the input, one for the weight's gradient
         trains_thinker, trains_talker = (any(p.requires_grad for p in part.parameters()) for part in (thinker, talker))
         passes = trains_thinker or not trains_talker  # else a frozen Thinker, of which the half before the bridge is enough
-        factor, factor_talker = 1 + passes + trains_thinker, 2 + trains_talker
+        talks = trains_talker or not trains_thinker  # --mode thinker leaves it out
+        factor, factor_talker = 1 + passes + trains_thinker, talks * (2 + trains_talker)
         layers = thinker.layers if passes else thinker.layers[:thinker.bridge_layer + 1]
         inputs = torch.nn.ModuleList([talker.codec_proj, talker.embed_proj])
         self.per_token = 2 * (factor * matrices(layers) + factor_talker * (matrices(talker.layers) + matrices(inputs)))
         self.per_target = 2 * (passes * factor * model.lm_head.weight.numel() + factor_talker * matrices(talker.lm_head))
         self.per_pair = 2 * ((1 + 2 * passes) * model.config.hidden_size * len(layers)
-                             + 3 * model.config.talker_hidden_size * len(talker.layers))
+                             + 3 * talks * model.config.talker_hidden_size * len(talker.layers))
 
 
 def matrices(module: torch.nn.Module) -> int:

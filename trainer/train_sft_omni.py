@@ -70,10 +70,16 @@ def load_start(model: MiniMindOmni, args: argparse.Namespace) -> None:
 
 
 def set_trainable(model: MiniMindOmni, mode: str, freeze_backbone: str) -> None:
-    """mode "audio_proj" / "vision_proj": that projector alone. "all": everything, less the Thinker as freeze_backbone says."""
-    last = f"model.layers.{model.config.num_hidden_layers - 1}."
+    """mode "audio_proj" / "vision_proj": that projector alone. "thinker": both, and the Thinker above the bridge. "all": everything, less
+    the Thinker as freeze_backbone says."""
+    config = model.config
+    last = f"model.layers.{config.num_hidden_layers - 1}."
+    above = ("audio_proj.", "vision_proj.", "model.norm.",
+             *(f"model.layers.{i}." for i in range(config.bridge_layer + 1, config.num_hidden_layers)))
     for name, parameter in model.named_parameters():
-        if mode != "all":
+        if mode == "thinker":
+            parameter.requires_grad_(name.startswith(above))
+        elif mode != "all":
             parameter.requires_grad_(name.startswith(f"{mode}."))
         elif name.startswith("model.") and freeze_backbone != "none":  # the tied lm_head goes with the embedding
             parameter.requires_grad_(freeze_backbone == "last1" and name.startswith(last))
@@ -187,10 +193,10 @@ class Trainer:
         if self.args.use_compile:
             net = torch.compile(net, dynamic=True)  # lengths differ from batch to batch: one graph for all of them
         if self.procs.world > 1:
-            # In mode "all" a projector gets no gradient from a batch without its input, and DDP must be told to expect that.
+            # In "all" and "thinker" a projector gets no gradient from a batch without its input, and DDP must be told to expect that.
             # Training a projector alone, every parameter always has a gradient (see _inputs).
             net = DistributedDataParallel(net, device_ids=[self.device] if self.device.type == "cuda" else None,
-                                          find_unused_parameters=self.args.mode == "all")
+                                          find_unused_parameters=self.args.mode in ("all", "thinker"))
         return net
 
     def _inputs(self, batch: dict) -> dict:
@@ -213,7 +219,7 @@ class Trainer:
         # A frozen Thinker without projected inputs learns nothing from its words: half of it need not run (its text loss reads 0).
         frozen = self.args.mode == "all" and self.args.freeze_backbone == "all" and not self.config.use_moe
         return dict(direct, audio_features=audio, audio_lens=lens, image_features=images,
-                    speech_only=frozen and audio is None and images is None)
+                    speech_only=frozen and audio is None and images is None, text_only=self.args.mode == "thinker")
 
     def attention(self) -> contextlib.AbstractContextManager:
         """The attention kernel: PyTorch's choice, but the plain one in bfloat16 on a CPU, where the fused backward is 3 x slower."""
@@ -469,7 +475,7 @@ def main(argv: list[str] | None = None, speak: Callable[[MiniMindOmni, Path], No
         log.error("%s", error)
         return 2
     finally:
-        if procs.world > 1:
+        if dist.is_initialized():
             dist.destroy_process_group()
     return 0
 
