@@ -22,7 +22,7 @@ from engine.generate import GenerationParams
 from engine.session import Finish, PromptTooLong, Reason, Request
 from engine.voices import NO_VOICE, Voice, clone_voice, load_voices
 from model.checkpoint import load_model, read_sidecar
-from model.config import INPUT_RATE, SAMPLE_RATE, OmniConfig
+from model.config import INPUT_RATE, NUM_CODEBOOKS, SAMPLE_RATE, OmniConfig
 from model.mimi import Mimi
 from model.sequence import build_prompt, encode_text, render_chat
 
@@ -208,6 +208,18 @@ class Chat:
         """
         if self.device.type == "cpu" and self.config.hidden_size <= SMALL_WIDTH:
             torch.set_num_threads(1)
+
+    def warm_up(self) -> None:
+        """Do once, in small, what the first question would otherwise wait for: load the encoders that are there, choose kernels."""
+        from PIL import Image
+
+        silence, picture = np.zeros(INPUT_RATE, np.float32), Image.new("RGB", (256, 256))
+        hears, sees = ((self.folder / part).exists() for part in (SENSEVOICE, SIGLIP))
+        if hears:
+            self.transcribe(silence)
+        params = GenerationParams(self.newline_id, max_new_tokens=NUM_CODEBOOKS + 4)  # a few frames of speech
+        for _ in self.reply([{"role": "user", "content": "hello"}], params, audio=silence if hears else None, images=[picture] * sees):
+            pass
 
     # ---- what the user gives
 

@@ -31,7 +31,7 @@ def create_app(service: Service, with_page: bool = False, **guard) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app):
-        service.worker.start()
+        await service.start()
         yield
         service.close()
 

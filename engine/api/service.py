@@ -61,6 +61,11 @@ class Service:
         self._take(chat, model_id, defaults)
         self.metrics = Metrics(self)
 
+    async def start(self) -> None:
+        """Warm up and begin to answer. A fault of the pack's parts ends the start here, not the first call."""
+        await asyncio.get_running_loop().run_in_executor(self.encoders, self.chat.warm_up)
+        self.worker.start()
+
     def _take(self, chat: Chat, model_id: str, defaults: GenerationParams) -> None:
         self.chat, self.model_id, self.defaults = chat, model_id, replace(defaults, max_new_tokens=self.limits.new_tokens)
         self.worker = Worker(chat.engine, self.limits.waiting)
@@ -94,7 +99,9 @@ class Service:
 
     def _load(self, name: str) -> tuple[Chat, GenerationParams]:
         try:
-            return self.models[name]()
+            chat, defaults = self.models[name]()
+            chat.warm_up()
+            return chat, defaults
         except FileNotFoundError as error:  # its message names a path
             log.warning("model %s cannot be loaded: %s", name, error)
             raise ValueError(f"model {name} lacks a file; the server's log says which") from error
