@@ -202,6 +202,15 @@ def test_only_a_learning_thinker_reads_wrong_words(world):
     assert learning.text_sampling > 0 and frozen.text_sampling == 0 and frozen.scheduled_sampling == learning.scheduled_sampling > 0
 
 
+def test_the_mix_of_questions_can_be_chosen(world, capsys):
+    usual, all_sound = (Trainer(parse_args([*command(world), *more]), CPU).data.rows.data.variants.question_mix
+                        for more in ([], ["--question_mix", "1", "0", "0", "0"]))
+    assert usual == (0.4, 0.2, 0.2, 0.2) and all_sound == (1, 0, 0, 0)
+    with pytest.raises(SystemExit):
+        parse_args([*command(world), "--question_mix", "1", "1", "0", "0"])
+    assert "sum to 1" in capsys.readouterr().err
+
+
 def test_a_frozen_thinker_stops_at_the_bridge(world):
     """Same gradients as with the text loss, which no trained parameter has a part in; with projected inputs it has one."""
     args = command(world, freeze_backbone="all", system_share=0.0)

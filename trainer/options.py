@@ -51,6 +51,8 @@ def parse(description: str, argv: list[str] | None = None) -> argparse.Namespace
     add("--max_seq_len", type=int, default=512)
     add("--system_share", type=float, default=0.2, help="share of the conversations without a system prompt that get one; a small "
         "tokenizer makes it longer than the question, and every batch is as long as its longest row")
+    add("--question_mix", type=float, nargs=4, metavar="SHARE", help="spoken questions put as sound alone, text alone, sound and text, "
+        "text and sound (default: 0.4 0.2 0.2 0.2); 1 0 0 0 for a Thinker that reads them already and has to learn to hear")
     add("--history_dropout", type=float, default=0.0, help="up to this share of a reply's codes is hidden from the Talker: with little "
         "speech to learn from, it reads the text sooner")
     add("--guided_attention", type=float, default=0.0, help="weight of a loss that shows the Talker which word is being said "
@@ -80,6 +82,8 @@ def parse(description: str, argv: list[str] | None = None) -> argparse.Namespace
             p.error(f"--{name} must be at least 1")
     if args.codebook_weights and (min(args.codebook_weights) < 0 or sum(args.codebook_weights) <= 0):
         p.error("--codebook_weights must not be negative, nor all 0")
+    if args.question_mix and (min(args.question_mix) < 0 or abs(sum(args.question_mix) - 1) > 1e-6):
+        p.error("--question_mix must be four shares that sum to 1")
     return args
 
 
