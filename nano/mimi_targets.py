@@ -137,7 +137,7 @@ class Analyser:
         if not Path(path).exists():
             raise FileNotFoundError(f"{path} is missing: python -m nano.train_mimi writes it when it starts")
         saved = torch.load(path, map_location=device, weights_only=True)
-        return cls(LatentSpace(**saved["space"]), saved["books"])
+        return cls(LatentSpace(**saved["space"]), saved["books"].float())
 
     @torch.no_grad()
     def encode(self, wav):

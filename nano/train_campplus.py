@@ -183,9 +183,10 @@ def train(speech: Speech, pool: list[int], args, work: Path):
 
 
 def save_folder(model, folder: Path) -> None:
-    """FunASR's files: config.yaml, model.pt, configuration.json."""
+    """FunASR's files: config.yaml, model.pt (fp16), configuration.json."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_atomic({k: v.cpu().contiguous() for k, v in model.state_dict().items()}, folder / "model.pt")
+    state = {k: v.cpu().contiguous() for k, v in model.state_dict().items()}
+    save_atomic({k: v.half() if v.is_floating_point() else v for k, v in state.items()}, folder / "model.pt")
     config = dict(model="CAMPPlus", model_conf=MODEL_CONF, frontend="WavFrontend", frontend_conf=dict(fs=16000))
     (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     save_json({"framework": "pytorch", "task": "speaker-verification",

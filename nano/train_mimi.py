@@ -217,7 +217,8 @@ class Run:
         self.space, kept = LatentSpace.fit(patches, options.dims)
         log.info("%d frames: %d of %d dimensions keep %.4f of the variance", len(patches), options.dims, patches.shape[1], kept)
         latents = (patches - self.space.mean) @ self.space.basis
-        self.books, left = residual_kmeans(latents, NUM_CODEBOOKS, options.codes, options.kmeans_rounds, self.cpu_random)
+        books, left = residual_kmeans(latents, NUM_CODEBOOKS, options.codes, options.kmeans_rounds, self.cpu_random)
+        self.books = books.half().float()  # as the codec's folder and targets.pt keep them
         self._set_books()
         log.info("variance left after 1..8 books: %s", " ".join(f"{share:.4f}" for share in left))
 
@@ -371,7 +372,7 @@ def train(options, speech, out, device="cpu", steps=None, minutes=None, log_inte
             run.use_targets(out / "targets.pt")
         else:
             run.fit()
-            save_atomic({"space": asdict(run.space), "books": run.books}, out / "targets.pt")
+            save_atomic({"space": asdict(run.space), "books": run.books.half()}, out / "targets.pt")
         if start_from:
             run.start_from(start_from)
         save_atomic(run.state(), checkpoint)

@@ -1,19 +1,25 @@
 """The shipped nano pack: small, whole, and it talks. Its figures are evals.eval_nano's; here are bounds that a broken pack misses."""
 import json
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import MimiModel
 
-from engine.chat import Chat, find_weights, listen
+from engine.chat import Chat, find_weights, listen, read_image
 from engine.generate import GenerationParams
 from engine.voices import pick_voice
 from evals.asr import load_recogniser
 from evals.eval_nano import HELDOUT, ask, read_questions
 from evals.metrics import wer, words
+from model.audio import read_audio
 from model.checkpoint import load_weights
-from model.config import NUM_CODEBOOKS, SAMPLE_RATE, OmniConfig
+from model.config import INPUT_RATE, NUM_CODEBOOKS, SAMPLE_RATE, OmniConfig
+from nano.build_examples import ASKERS, KINDS, PICTURES
+from nano.corpus import SEED, read_jsonl
+from nano.scenes import draw_scene, questions
 
 PACK = Path(__file__).resolve().parents[1] / "model" / "nano"
 MAX_MEGABYTES = 48
@@ -68,6 +74,28 @@ def test_held_out_questions_are_answered_aloud(chat, recogniser):
     assert sum(r["exact"] for r in records) >= 7, [(r["reply"], r["answer"]) for r in records if not r["exact"]]
     assert sum(r["ended"] for r in records) >= 11
     assert wer([(r["reply"], r["heard"]) for r in records]) <= 0.55
+
+
+def test_it_writes_down_what_it_hears(chat):
+    """The bundled questions in voices it was trained with; the third one's voice it has never heard."""
+    heldout, rng = read_jsonl(PACK / HELDOUT), random.Random(SEED)
+    asked = [rng.choice([item["question"] for item in heldout if item["kind"] == kind]) for kind in KINDS]
+    clips = [read_audio(PACK / "examples" / f"audio-{i:02d}-{voice}.wav", INPUT_RATE) for i, voice in enumerate(ASKERS, 1)]
+    assert wer([(text, chat.transcribe(clip)) for text, clip in zip(asked[:2], clips)]) <= 0.4
+
+
+def test_it_sees(chat):
+    """Colors and counts in the bundled pictures, which are held-out scenes: right answers by chance are one in eight or fewer."""
+    right = []
+    for number in range(1, PICTURES + 1):
+        scene_rng = np.random.default_rng((SEED, number))
+        scene, picture = draw_scene(scene_rng, heldout=True), read_image(PACK / "examples" / f"image-{number:02d}.png")
+        for question, answer, kind in questions(scene, np.random.default_rng(number)):
+            if kind in ("color", "count"):
+                said = listen(lambda: chat.reply([{"role": "user", "content": question}], params(chat), images=[picture],
+                                                 generator=torch.Generator().manual_seed(0)), params(chat))
+                right.append(said.text == answer)
+    assert sum(right) >= len(right) / 2 >= 2, right
 
 
 def test_every_voice_of_the_pack_speaks(chat):

@@ -34,6 +34,8 @@ EXTRA=${EXTRA:-}                          # more flags for the trainings
 SENSES=${SENSES:-0}
 EARS=${EARS:---utterances 12000 --steps 9000 --batch_size 24}
 EYES=${EYES:---steps 6000}
+I2T_STEPS=${I2T_STEPS:-1500}
+A2A_STEPS=${A2A_STEPS:-3000}
 TALKS=${TALKS:-}                          # more flags for their data
 
 step() {  # step NAME PRODUCT COMMAND...
@@ -121,11 +123,13 @@ if [ "$SENSES" = 1 ]; then
     step talks     "$WORK/data/told_heldout/manifest.json" $PYTHON -m nano.build_sets a2a multi i2t --corpus "$WORK/corpus" $TALKS \
         --codec "$WORK/codec/targets.pt" --speaker_encoder "$PACK/campplus" --tokenizer "$PACK" --out "$WORK/data"
     step examples  "$PACK/examples" $PYTHON -m nano.build_examples --corpus "$WORK/corpus" --out "$PACK/examples"
-    step a2a_proj  "$WORK/model/a2a_proj_256.pth.done" stage a2a_proj t2a 5e-4 "--mode audio_proj" a2a_train multi_train
-    step a2a       "$WORK/model/a2a_256.pth.done" stage a2a a2a_proj 5e-5 "" a2a_train multi_train t2a_train
-    step i2t_proj  "$WORK/model/i2t_proj_256.pth.done" stage i2t_proj a2a 5e-4 "--mode vision_proj" i2t_train mix_train
-    step i2t       "$WORK/model/i2t_256.pth.done" stage i2t i2t_proj 5e-6 "" i2t_train mix_train a2a_train
-    last=i2t
+    # The released recipe trains a projector and then everything, for each sense. Here projectors and Thinker learn together, from the text
+    # alone, and only above the bridge: a step costs a third, and the Talker, which hears what it knows, speaks no worse afterwards.
+    step i2t       "$WORK/model/i2t_256.pth.done" stage i2t t2a 1.5e-3 "--mode thinker --optimizer muon --max_steps $I2T_STEPS \
+        --warmup_steps 20" i2t_train i2t_train t2a_train
+    step a2a       "$WORK/model/a2a_256.pth.done" stage a2a i2t 1.2e-3 "--mode thinker --optimizer muon --max_steps $A2A_STEPS \
+        --warmup_steps 20 --question_mix 0.8 0 0.1 0.1" a2a_train multi_train mix_train i2t_train
+    last=a2a
 fi
 $PYTHON -m trainer.average_weights "$WORK/model/${last}"_256_resume_step*.pth --out "$PACK/sft_omni_256.pth"
 if [ "$SHIP" = 1 ] && [ "$PACK" != model/nano ]; then

@@ -144,7 +144,11 @@ class FrameStream:
     def __init__(self, worker: Worker, request: Request):
         loop = asyncio.get_running_loop()
         self.worker, self.queue, self.ended = worker, asyncio.Queue(), False
-        self.job = worker.submit(request, lambda frame: loop.call_soon_threadsafe(self.queue.put_nowait, frame))
+
+        def deliver(frame: Frame) -> None:
+            if not loop.is_closed():  # else its reader is gone, and must not take the engine's thread along
+                loop.call_soon_threadsafe(self.queue.put_nowait, frame)
+        self.job = worker.submit(request, deliver)
 
     def __aiter__(self):
         return self
