@@ -128,8 +128,11 @@ if [ "$SENSES" = 1 ]; then
     step i2t       "$WORK/model/i2t_256.pth.done" stage i2t t2a 1.5e-3 "--mode thinker --optimizer muon --max_steps $I2T_STEPS \
         --warmup_steps 20" i2t_train i2t_train t2a_train
     step a2a       "$WORK/model/a2a_256.pth.done" stage a2a i2t 1.2e-3 "--mode thinker --optimizer muon --max_steps $A2A_STEPS \
-        --warmup_steps 20 --question_mix 0.8 0 0.1 0.1" a2a_train multi_train mix_train i2t_train
-    last=a2a
+        --warmup_steps 20 --question_mix 0.7 0.1 0.1 0.1" a2a_train multi_train mix_train i2t_train t2a_train
+    # the Talker has never stood behind a picture: it would not end
+    step talk      "$WORK/model/talk_256.pth.done" stage talk a2a 5e-4 "--freeze_backbone all --optimizer muon --guided_attention 0.5 \
+        --history_dropout 0.3 --codebook_weights $CODEBOOKS --max_steps 100 --warmup_steps 5" i2t_train t2a_train
+    last=talk
 fi
 $PYTHON -m trainer.average_weights "$WORK/model/${last}"_256_resume_step*.pth --out "$PACK/sft_omni_256.pth"
 if [ "$SHIP" = 1 ] && [ "$PACK" != model/nano ]; then
