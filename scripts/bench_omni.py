@@ -214,7 +214,8 @@ def measure(engine: Engine, machine: dict, sessions: int, args) -> dict:
     return {"sessions": sessions, "floor_ms": floor, "model_ms": frame["p50"] - mimi_ms, "over_floor": (frame["p50"] - mimi_ms) / floor,
             "mimi_ms": mimi_ms, "frame_ms_p50": frame["p50"], "frame_ms_p95": frame["p95"], "rtf": mean_ms / FRAME_MS,
             "ttft_ms_p50": ttft["p50"], "ttfa_ms_p50": ttfa["p50"], "ttfa_ms_p95": ttfa["p95"],
-            "speaking": crowd.spoken / len(crowd.frames), "frames_per_s": crowd.spoken / sum(crowd.frames), "memory_mib": memory, "replies": len(crowd.ttfa)}
+            "speaking": crowd.spoken / len(crowd.frames), "frames_per_s": crowd.spoken / sum(crowd.frames),
+            "memory_mib": memory, "replies": len(crowd.ttfa)}
 
 
 def soak(engine: Engine, sessions: int, args) -> dict:
