@@ -218,8 +218,8 @@ class Chat:
         if hears:
             self.transcribe(silence)
         params = GenerationParams(self.newline_id, max_new_tokens=NUM_CODEBOOKS + 4)  # a few frames of speech
-        for _ in self.reply([{"role": "user", "content": "hello"}], params, audio=silence if hears else None, images=[picture] * sees):
-            pass
+        listen(lambda: self.reply([{"role": "user", "content": "hello"}], params, audio=silence if hears else None,
+                                  images=[picture] * sees), params)
 
     # ---- what the user gives
 

@@ -32,7 +32,9 @@ class Stepper:
         self.host: dict[tuple, Tensor] = {}
         # one memory pool for all graphs: they never run at once, and a result is copied before the next one starts
         self.pool = torch.cuda.graph_pool_handle() if "graph" in mode else None
-        self.decode = torch.compile(decode_frame, dynamic=False) if "compile" in mode else decode_frame
+        self.decode = decode_frame
+        if "compile" in mode:
+            self.decode = torch._dynamo.config.patch(recompile_limit=MAX_SHAPES)(torch.compile(decode_frame, dynamic=False))
 
     def rows_for(self, count: int) -> int:
         """How many rows a step for `count` of them runs over."""
@@ -44,8 +46,7 @@ class Stepper:
         if self.mode != "eager":
             end = min(max(SHORTEST, 1 << (end - 1).bit_length()), self.cache.max_length)
         key = (count, end, speak and self.mimi is not None)
-        with torch._dynamo.config.patch(recompile_limit=MAX_SHAPES):
-            return self._to_host(key, self._replay(key) if self.pool else self.decode(*self._arguments(*key)))
+        return self._to_host(key, self._replay(key) if self.pool else self.decode(*self._arguments(*key)))
 
     def _arguments(self, count: int, end: int, speak: bool) -> tuple:
         codec = (self.mimi, self.mimi_state.first(count)) if speak else (None, None)

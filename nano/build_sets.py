@@ -1,7 +1,7 @@
 """The nano world's data sets by dataset.build_parquet: corpus -> JSONL of conversations -> checked shards.
 
 - `t2a`: typed questions, spoken answers; `a2a`: spoken questions; `multi`: conversations of several turns; `i2t`: questions about pictures,
-  typed ("i2t"), spoken ("mix") and told in words ("told"). Each NAME has `NAME_train` and held-out parts, one folder of shards per part.
+  typed ("i2t"), spoken ("mix") and (held out only) "told". Each NAME has `NAME_train` and held-out parts, one folder of shards per part.
 - Answers are said by the main voice and a share of them by the others, too (nano/speech.py); one voice answers a conversation.
 - Held-out questions are asked as flite speaks: by training voices (`_heldout`), by them under 10 dB of pink noise (`_noisy`), and by kal16
   (`_unseen`).

@@ -82,6 +82,6 @@ def test_training_resumes_exactly_and_the_folder_loads(speech, tmp_path, monkeyp
     loaded = CAMPPlus.load(tmp_path / "folder")
     frames = torch.randn(1, 100, 80, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        assert torch.allclose(loaded.model(frames), resumed(frames), atol=2e-3)  # the folder is fp16
+        assert torch.allclose(loaded.model(frames), resumed.half().float()(frames), atol=1e-5)  # the folder is fp16
     vectors = campplus.embed(loaded.model, speech, [0, 1, 5])
     assert vectors.shape == (3, 192) and torch.allclose(vectors.norm(dim=1), torch.ones(3))
