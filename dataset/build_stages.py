@@ -24,7 +24,7 @@ from dataset.clean import (Clip, Gates, check_clip, check_heard, check_speech, e
 from dataset.extensions import find_class, split_name
 from dataset.omni_dataset import IMAGE_TAG
 from dataset.parquet_rows import ROLES
-from dataset.sources import Cell, Item, Reject, from_dict, to_dict
+from dataset.sources import UNSPOKEN, Cell, Item, Reject, from_dict, to_dict
 from dataset.tables import read_cell
 from dataset.tts import load_tts
 from model.audio import resample
@@ -193,7 +193,8 @@ class Preparer:
             messages.append({"role": turn.role, "content": text})
         if not answers:
             raise ValueError("the conversation has no assistant turn")
-        said = next((turn.voice for turn in item.turns if turn.role == "assistant" and turn.voice), speaker) if self.tts else None
+        voices = (turn.voice for turn in item.turns if turn.role == "assistant" and turn.voice not in (None, UNSPOKEN))
+        said = next(voices, speaker) if self.tts else None
         return {"conversations": json.dumps(messages, ensure_ascii=False), "question_audios": questions if any(questions) else [],
                 "answer_audios": answers, "ref_audios": [], "image_bytes": pictures, "id": item.id, "speaker": item.speaker or said,
                 "language": item.language or self.settings.language, "kind": item.kind, "source": item.source,
@@ -210,7 +211,7 @@ class Preparer:
         gates = self.settings.gates
         if audio is not None:
             clip = read_clip(read_cell(audio) if audio.column else audio.path, Path(audio.path).name, gates.max_seconds)
-        elif voice is not None and self.tts is not None:
+        elif voice not in (None, UNSPOKEN) and self.tts is not None:
             clip = make_clip(*self.tts.speak(text, voice))
         else:
             return None

@@ -52,6 +52,7 @@ class Variants:
     # Of a row's reply, a share drawn between 0 and this of the positions lose all their codes in the input: what comes next then has to
     # be read from the text, where otherwise the speech so far tells most of it (word dropout: Bowman et al. 2016, section 3.1).
     history_dropout: float = 0.0
+    speech: bool = True  # the reply's codes are in the row; a Thinker that learns alone is spared their positions, a third of all
     augment: AugmentOptions | None = field(default_factory=AugmentOptions)  # of the spoken question
 
     @classmethod
@@ -73,6 +74,7 @@ class OmniSample:
     images: list  # PIL images, RGB, in the order of their runs of pads
     config: OmniConfig
     letters: torch.Tensor | None = None  # (T,) float32, aligned with the labels: see OmniBatch
+    spoken: torch.Tensor | None = None  # (S,) int64: tokens of what wav says; None without one, or when its words are not known
 
 
 @dataclass
@@ -94,6 +96,7 @@ class OmniBatch:
     wavs: list[torch.Tensor | None]  # 16 kHz float32 (S,)
     images: list[list]  # PIL images per row
     letters: torch.Tensor  # (B, T) float32: which letter of the reply the first codebook's label says, spaces not counted; NaN: not known
+    spoken: torch.Tensor  # (B, S) int64: tokens of what the wavs say, IGNORE behind them and where that is not known
     num_skipped: int = 0
 
     def __len__(self) -> int:
@@ -119,7 +122,7 @@ def collate(samples: list[OmniSample | BadRow]) -> OmniBatch:
     if not good:
         empty = torch.zeros(0, NUM_STREAMS, 0, dtype=torch.int64)
         return OmniBatch(empty, empty[:, -1], empty[:, :-1], torch.zeros(0, config.spk_emb_size), empty[:, 0, :].sum(-1), [], [],
-                         torch.zeros(0, 0), len(samples))
+                         torch.zeros(0, 0), empty[:, 0], len(samples))
     return OmniBatch(
         input_ids=pad_inputs([s.input_ids for s in good], config),
         text_labels=pad_rows([s.text_labels for s in good], IGNORE),
@@ -129,6 +132,7 @@ def collate(samples: list[OmniSample | BadRow]) -> OmniBatch:
         wavs=_share_storage([s.wav for s in good]),
         images=[s.images for s in good],
         letters=pad_rows([torch.full(s.text_labels.shape, torch.nan) if s.letters is None else s.letters for s in good], torch.nan),
+        spoken=pad_rows([torch.zeros(0, dtype=torch.int64) if s.spoken is None else s.spoken for s in good], IGNORE),
         num_skipped=len(samples) - len(good),
     )
 
@@ -193,13 +197,16 @@ class OmniDataset(torch.utils.data.Dataset):
         strip_think = bool(strip < v.strip_think)
         messages, ids = self._cut(messages, cut if v.random_cut else None, strip_think)
         num_turns = sum(m["role"] == "assistant" for m in messages)
-        wav, num_pads = None, 0
+        wav, num_pads, said = None, 0, None
         question = self._last_question(messages, row.question_audios)
         if question is not None:
             wav, num_pads = self._speech(question, rng)
             pads = config.audio_special_token * num_pads
-            messages, spoken = put_speech(messages, pads, v.question_mix, mix, with_images=bool(row.images))
-            wav, num_pads = (wav, num_pads) if spoken else (None, 0)
+            messages, words = put_speech(messages, pads, v.question_mix, mix, with_images=bool(row.images))
+            if words is None:
+                wav, num_pads = None, 0
+            else:
+                said = torch.tensor(self.tokenizer(words, add_special_tokens=False)["input_ids"], dtype=torch.int64)
         images = []
         if row.images:
             check_tags(row)
@@ -209,7 +216,7 @@ class OmniDataset(torch.utils.data.Dataset):
             images = [decode_image(data) for data in row.images[:num_images]]
         if question is not None or row.images:
             ids = self._tokenize(messages, strip_think)
-        codes = row.answer_codes[num_turns - 1] if num_turns <= len(row.answer_codes) else None
+        codes = row.answer_codes[num_turns - 1] if v.speech and num_turns <= len(row.answer_codes) else None
         input_ids, text_labels, audio_labels = build_training_row(
             *ids, _codes_tensor(codes), None if drop < v.drop_ref else _codes_tensor(row.ref_codes), row.spk_emb is not None,
             self.max_length, config)
@@ -218,9 +225,9 @@ class OmniDataset(torch.utils.data.Dataset):
         if v.history_dropout:
             input_ids = self._forget_history(input_ids, audio_labels, rng)
         spk_emb = torch.zeros(config.spk_emb_size) if row.spk_emb is None else torch.tensor(row.spk_emb)
-        known = row.answer_letters[num_turns - 1] if num_turns <= len(row.answer_letters) else ()
+        known = row.answer_letters[num_turns - 1] if codes is not None and num_turns <= len(row.answer_letters) else ()
         letters = place_letters(known, audio_labels[0], config) if len(known) else None
-        return OmniSample(input_ids, text_labels, audio_labels, spk_emb, wav, num_pads, images, config, letters)
+        return OmniSample(input_ids, text_labels, audio_labels, spk_emb, wav, num_pads, images, config, letters, said)
 
     def _cut(self, messages: list[dict], draw: float | None, strip_think: bool) -> tuple[list[dict], tuple[list[int], list[int]]]:
         """End the conversation at a turn whose text leaves room for speech, looking back from a random turn (or the last).
@@ -313,11 +320,12 @@ def place_letters(known: np.ndarray, labels: torch.Tensor, config: OmniConfig) -
     return letters
 
 
-def put_speech(messages: list[dict], pads: str, mix: tuple[float, ...], draw: float, with_images: bool) -> tuple[list[dict], bool]:
+def put_speech(messages: list[dict], pads: str, mix: tuple[float, ...], draw: float,
+               with_images: bool) -> tuple[list[dict], str | None]:
     """Write the spoken form of the last user turn: audio only, text only, audio then text, or text then audio.
 
     `draw` in [0, 1) chooses by the weights `mix`; a turn without text is always audio only.
-    Image tags keep out of this and stand behind. Returns new messages, and whether the audio is in them.
+    Image tags keep out of this and stand behind. Returns new messages, and the words that the audio in them says (None: it is not in them).
     """
     turn = max(i for i, m in enumerate(messages) if m["role"] == "user")
     text, tags = messages[turn]["content"], ""
@@ -325,7 +333,7 @@ def put_speech(messages: list[dict], pads: str, mix: tuple[float, ...], draw: fl
         tags, text = IMAGE_TAG * text.count(IMAGE_TAG), text.replace(IMAGE_TAG, "").strip()
     choice = min(int(np.searchsorted(np.cumsum(mix), draw * sum(mix), side="right")), len(mix) - 1) if text else 0
     form = (pads, text, f"{pads}\n\n{text}", f"{text}\n\n{pads}")[choice]
-    return [*messages[:turn], {"role": "user", "content": form + tags}, *messages[turn + 1:]], choice != 1
+    return [*messages[:turn], {"role": "user", "content": form + tags}, *messages[turn + 1:]], None if choice == 1 else text
 
 
 def put_images(messages: list[dict], pads: str, before: bool, separator: str) -> tuple[list[dict], int]:

@@ -17,6 +17,9 @@ SOUND_SUFFIXES = (".wav", ".flac", ".mp3", ".opus", ".ogg")
 LAYOUTS = ("jsonl", "ljspeech", "libritts", "tables", "pairs")
 
 
+UNSPOKEN = "none"  # as a turn's voice: nobody says it
+
+
 @dataclass(frozen=True)
 class Cell:
     """Where an encoded recording or picture lies: a file, or one cell of a parquet or arrow file."""
@@ -32,7 +35,7 @@ class Turn:
     text: str
     audio: Cell | None = None
     images: list[Cell] = field(default_factory=list)
-    voice: str | None = None  # of the synthesiser, for a turn without a recording; None: the builder chooses
+    voice: str | None = None  # of the synthesiser, for a turn without a recording; None: the builder chooses; UNSPOKEN: text alone
 
 
 @dataclass

@@ -31,6 +31,7 @@ from dataset.build_parquet import build
 from dataset.build_stages import Settings
 from dataset.clean import Gates
 from dataset.engines import Engine
+from dataset.sources import UNSPOKEN
 from model.checkpoint import replace_atomic
 from nano import multi_turn, scenes
 from nano.corpus import SEED, read_jsonl
@@ -202,10 +203,18 @@ def plan_sets(args):
     return {name: conversations for name, conversations in found.items() if conversations}
 
 
-def settings_for(args, name):
+def silence_replies(conversations):
+    """The replies become text alone: all that a Thinker learning by itself needs, in half of the time."""
+    for entry in conversations:
+        for message in entry["conversations"]:
+            if message["role"] == "assistant":
+                message["voice"] = UNSPOKEN
+
+
+def settings_for(args):
     codec = args.codec if Path(args.codec).is_dir() else f"nano.word_grid:GridCodec={args.codec}"
     return Settings(codec, None if args.speaker_encoder == "none" else args.speaker_encoder, tts="flite", voices=TRAIN_VOICES,
-                    question_format="mp3" if name.endswith("_train") else "flac", language="en", gates=GATES, seed=args.seed,
+                    question_format="flac", language="en", gates=GATES, seed=args.seed,  # MP3 would be half of the time of a build
                     tokenizer=None if args.tokenizer == "none" else args.tokenizer, prompt_frames=PROMPT_FRAMES,
                     prompts=PROMPTS, device=args.device)
 
@@ -221,7 +230,7 @@ def build_set(name, conversations, args):
     """Builds --out/NAME; returns its manifest."""
     path = write_corpus(conversations, Path(args.out) / "sets" / f"{name}.jsonl")
     engine = Engine(args.engine, args.workers)
-    return build([path], Path(args.out) / name, settings_for(args, name), engine, rows_per_shard=args.rows_per_shard)
+    return build([path], Path(args.out) / name, settings_for(args), engine, rows_per_shard=args.rows_per_shard)
 
 
 def parse_args(argv=None):
@@ -240,6 +249,7 @@ def parse_args(argv=None):
     parser.add_argument("--spoken", type=int, default=6000, help="i2t: how many of them are also asked aloud")
     parser.add_argument("--per_picture", type=int, default=2, help="i2t: training questions about one picture")
     parser.add_argument("--heldout", type=int, default=300, help="i2t: held-out questions, each with its own picture")
+    parser.add_argument("--unspoken", action="store_true", help="the replies are text alone: for --mode thinker, in half of the time")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--engine", default="processes", choices=("processes", "ray"))
     parser.add_argument("--workers", type=int, default=os.cpu_count())
@@ -256,6 +266,8 @@ def main(argv=None):
         if not Path(args.codec).exists():  # before the long steps
             raise FileNotFoundError(f"no codec at {args.codec}: train one with `python -m nano.train_mimi`, or name it with --codec")
         for name, conversations in plan_sets(args).items():
+            if args.unspoken:
+                silence_replies(conversations)
             manifest = build_set(name, conversations, args)
             print(f"{args.out}/{name}: {manifest['rows']} rows, {manifest['hours']:.2f} h of speech, {manifest['rejected']} rejected")
     except (ValueError, OSError, ImportError) as error:

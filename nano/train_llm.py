@@ -26,6 +26,7 @@ from transformers import AutoTokenizer
 from model.checkpoint import load_weights, save_atomic, save_json
 from model.config import IGNORE, OmniConfig
 from model.model_omni import MiniMindOmni
+from model.optimizers import adamw_and_muon
 from model.sequence import build_training_row, pad_rows, tokenize_turns
 from nano import multi_turn
 from nano.corpus import SEED, read_jsonl
@@ -85,14 +86,6 @@ def text_loss(model, rows, half):
     return F.cross_entropy(logits.float(), labels[labels != IGNORE])
 
 
-def make_optimizers(model, rate):
-    """Muon for the trained blocks' matrices, AdamW for the rest; one rate serves both, as in trainer/train_sft_omni.py."""
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    matrices = {name: p for name, p in trained.items() if p.ndim == 2 and ".layers." in name}
-    return (torch.optim.Muon(list(matrices.values()), lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW([p for name, p in trained.items() if name not in matrices], lr=rate, betas=(0.9, 0.95), weight_decay=0.01))
-
-
 def learning_rate(step, steps, peak):
     return peak * min(1.0, (step + 1) / WARMUP) * (0.1 + 0.45 * (1 + math.cos(math.pi * step / steps)))
 
@@ -129,7 +122,8 @@ def main():
     model.requires_grad_(False)
     for weight in weights:
         weight.requires_grad_(True)
-    optimizers = make_optimizers(model, args.learning_rate)
+    matrices = [p for name, p in model.named_parameters() if p.requires_grad and p.ndim == 2 and ".layers." in name]
+    optimizers = adamw_and_muon(weights, matrices, args.learning_rate, betas=(0.9, 0.95))
     draws, first, checkpoint = torch.Generator().manual_seed(args.seed), 0, args.work / "checkpoint.pt"
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=args.device, weights_only=True)

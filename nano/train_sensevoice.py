@@ -37,6 +37,7 @@ from dataset.augment import add_noise, pink_noise
 from model.checkpoint import load_weights, save_atomic, save_json
 from model.encoders import SenseVoice, _funasr_classes
 from model.hardware import fast_bfloat16
+from model.optimizers import adamw_and_muon
 from nano import listening, multi_turn, scenes
 from nano.corpus import normalise, read_jsonl
 from nano.speech import RATE, TRAIN_VOICES, Utterance, read_shard, render
@@ -69,7 +70,6 @@ class Options:
     batch_size: int = 128
     lr: float = 1.5e-3
     warmup: float = 0.05  # share of the run
-    weight_decay: float = 0.01
     seed: int = 0
 
 
@@ -214,9 +214,7 @@ class Run:
         self.average = Ear(options, self.pieces.vocab_size()).to(device).requires_grad_(False).eval()
         self.average.load_state_dict(self.model.state_dict())
         matrices = [p for p in self.model.encoder.parameters() if p.ndim == 2]
-        others = [p for p in self.model.parameters() if all(p is not matrix for matrix in matrices)]
-        self.muon = torch.optim.Muon(matrices, lr=options.lr, weight_decay=options.weight_decay, adjust_lr_fn="match_rms_adamw")
-        self.adamw = torch.optim.AdamW(others, lr=options.lr, betas=(0.9, 0.98), weight_decay=options.weight_decay)
+        self.adamw, self.muon = adamw_and_muon(self.model.parameters(), matrices, options.lr, betas=(0.9, 0.98))
         self.generator = torch.Generator(device).manual_seed(options.seed)
         self.draws = torch.Generator().manual_seed(options.seed)
         self.roughen = listening.Roughen(listening.HearingOptions(), self.generator)

@@ -26,7 +26,7 @@ from engine.generate import GenerationParams
 from engine.network import Experts
 from engine.precision import DTYPES, Matrix, MatrixBank
 from engine.session import Request
-from engine.stepper import MODES
+from engine.stepper import MODES, capture
 from evals.metrics import percentiles
 from model.checkpoint import save_json
 from model.config import FRAME_SAMPLES, NUM_CODEBOOKS, PRESETS, SAMPLE_RATE, OmniConfig
@@ -179,16 +179,10 @@ def codec_ms(mimi: Mimi, rows: int, repeats: int = 20) -> float:
     active = torch.ones(rows, dtype=torch.bool, device=mimi.device)
 
     def run():
-        mimi.decode_step(codes, state, active)
+        return mimi.decode_step(codes, state, active)
 
     if mimi.device.type == "cuda":
-        side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            run()
-        torch.cuda.current_stream().wait_stream(side)
-        with torch.cuda.graph(graph):
-            run()
+        graph, _ = capture(run)
         run = graph.replay
     for _ in range(repeats + 2):
         start = time.perf_counter()

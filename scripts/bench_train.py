@@ -132,9 +132,9 @@ def bench(preset: str, task: str, args: argparse.Namespace) -> tuple[list[dict],
     for name, flags in tqdm(configurations(args, preset).items(), desc=f"{preset} {task}"):
         figures = alone(measure, [*common, *flags], task, args.threads, args.tiny)
         rows.append({"preset": preset, "task": task, "configuration": name, **figures})
-    off = rows[-1]["samples_per_s"] if rows[-1]["configuration"] == "all off" else float("nan")
+    off = rows[-1]["samples_per_s"] if rows[-1]["configuration"] == "all off" else None
     for row in rows:
-        row["gain"] = row["samples_per_s"] / off
+        row["gain"] = off and row["samples_per_s"] / off
     hours_per_row = speech_hours(path, task) / (args.batch_size * args.steps)
     return rows, rows[0]["samples_per_s"] * hours_per_row * 3600
 

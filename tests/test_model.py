@@ -136,24 +136,17 @@ def test_last_only_is_the_last_position():
     torch.testing.assert_close(last.audio_logits, whole.audio_logits[:, :, -1:])
 
 
-def test_speech_alone_is_the_same_speech():
-    """The Thinker stops at the bridge: no text logits, the same codes, and a text loss of 0."""
+@pytest.mark.parametrize("alone, absent", [("speech", "text"), ("text", "speech")])
+def test_one_alone_is_what_it_is_beside_the_other(alone, absent):
+    """The Thinker stops at the bridge, or the Talker does not run: no logits from there, the same from the other, and a loss of 0."""
     model, ids = tiny(), torch.randint(0, 60, (2, 9, 6), generator=torch.Generator().manual_seed(5))
-    alone, whole = model(ids, speech_only=True), model(ids)
-    assert alone.logits is None and torch.equal(alone.audio_logits, whole.audio_logits)
+    logits, losses = {"speech": "audio_logits", "text": "logits"}, {"speech": "audio", "text": "text"}
+    half, whole = model(ids, **{f"{alone}_only": True}), model(ids)
+    assert getattr(half, logits[absent]) is None and torch.equal(getattr(half, logits[alone]), getattr(whole, logits[alone]))
     labels = torch.zeros(2, 6, dtype=torch.long)
-    spoken, both = (omni_loss(out, labels, labels[:, None].expand(-1, 8, -1), model.config) for out in (alone, whole))
-    assert spoken.text == 0 and spoken.audio == both.audio == spoken.total
-
-
-def test_text_alone_is_the_same_text():
-    """The Talker does not run: no audio logits, the same text, and an audio loss of 0."""
-    model, ids = tiny(), torch.randint(0, 60, (2, 9, 6), generator=torch.Generator().manual_seed(5))
-    alone, whole = model(ids, text_only=True), model(ids)
-    assert alone.audio_logits is None and torch.equal(alone.logits, whole.logits)
-    labels = torch.zeros(2, 6, dtype=torch.long)
-    written, both = (omni_loss(out, labels, labels[:, None].expand(-1, 8, -1), model.config) for out in (alone, whole))
-    assert written.audio == 0 and written.text == both.text == written.total and not written.per_codebook.any()
+    one, both = (omni_loss(out, labels, labels[:, None].expand(-1, 8, -1), model.config) for out in (half, whole))
+    assert getattr(one, losses[absent]) == 0 and getattr(one, losses[alone]) == getattr(both, losses[alone]) == one.total
+    assert bool(one.per_codebook.any()) == (alone == "speech")
 
 
 def test_inject_matches_the_obvious_loop():

@@ -45,7 +45,7 @@ def make_t2a(path: Path, num_rows: int, seed: int = 0) -> None:
     pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=16)
 
 
-def make_mixed(path: Path, num_rows: int) -> None:
+def make_mixed(path: Path, num_rows: int, seconds: float = 0.5) -> None:
     """Rows that are, in turn, a spoken question with a spoken answer, a question about a picture, and plain text."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -53,7 +53,7 @@ def make_mixed(path: Path, num_rows: int) -> None:
     from PIL import Image
     rng, rows = np.random.default_rng(0), []
     wav, picture = io.BytesIO(), io.BytesIO()
-    soundfile.write(wav, 0.1 * rng.standard_normal(8000), 16000, format="WAV")
+    soundfile.write(wav, 0.1 * rng.standard_normal(int(seconds * 16000)), 16000, format="WAV")
     Image.fromarray(rng.integers(0, 255, (40, 30, 3), dtype=np.uint8)).save(picture, "PNG")
     for i in range(num_rows):
         question = "<image>\nwhat is it?" if i % 3 == 1 else "what is it?"

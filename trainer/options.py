@@ -26,8 +26,9 @@ def parse(description: str, argv: list[str] | None = None) -> argparse.Namespace
     add("--save_weight", default="sft_omni", help="name of what is trained")
     add("--from_weight", default="llm", help="name (looked up in save_dir, then out/) or .pth file to start from; none: from scratch")
     add("--from_resume", type=int, choices=(0, 1), default=0, help="1: continue this run where it was saved, if it was")
-    add("--mode", choices=("all", "audio_proj", "vision_proj", "thinker"), default="all", help="what is trained; thinker: the projectors "
-        "and the Thinker above the bridge, on the text alone: the Talker, which does not run, goes on hearing what it knows")
+    add("--mode", choices=("all", "audio_proj", "vision_proj", "thinker", "spelling"), default="all", help="what is trained; thinker: "
+        "the projectors and the Thinker above the bridge, on the text alone: the Talker, which does not run, goes on hearing what it "
+        "knows; spelling: the audio projector, by --spelling alone: the model does not run")
     add("--freeze_backbone", choices=("none", "all", "last1"), default="none",
         help="all: the Thinker is frozen; last1: all of it but its last layer")
     add("--preset", choices=sorted(PRESETS), default="base")
@@ -57,6 +58,8 @@ def parse(description: str, argv: list[str] | None = None) -> argparse.Namespace
         "speech to learn from, it reads the text sooner")
     add("--guided_attention", type=float, default=0.0, help="weight of a loss that shows the Talker which word is being said "
         "(trainer/attention_guide.py); for little speech, e.g. 0.5")
+    add("--spelling", type=float, default=0.0, help="weight of a loss that has the audio projector write down what is said "
+        "(trainer/spelling.py); for little speech, e.g. 0.3")
     add("--codebook_weights", type=float, nargs=NUM_CODEBOOKS, metavar="W", help="how much each codebook counts in the audio loss "
         "(default: alike); the first ones carry the words, the last ones are mostly noise to a small Talker")
     add("--device", default="cuda:0" if torch.cuda.is_available() else "cpu")
@@ -82,6 +85,8 @@ def parse(description: str, argv: list[str] | None = None) -> argparse.Namespace
             p.error(f"--{name} must be at least 1")
     if args.codebook_weights and (min(args.codebook_weights) < 0 or sum(args.codebook_weights) <= 0):
         p.error("--codebook_weights must not be negative, nor all 0")
+    if args.mode == "spelling" and not args.spelling:
+        p.error("--mode spelling has no other loss: give --spelling a weight, e.g. 1")
     if args.question_mix and (min(args.question_mix) < 0 or abs(sum(args.question_mix) - 1) > 1e-6):
         p.error("--question_mix must be four shares that sum to 1")
     return args

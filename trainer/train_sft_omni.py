@@ -31,17 +31,19 @@ from torch.utils.checkpoint import checkpoint  # noqa: E402
 from model.checkpoint import load_strict, load_weights, remove_leftovers, resume_path, save_atomic, save_model, weights_path  # noqa: E402
 from model.config import NUM_CODEBOOKS  # noqa: E402
 from model.model_minimind import MoE  # noqa: E402
-from model.model_omni import MiniMindOmni, init_talker_from_thinker, label_counts, omni_loss  # noqa: E402
+from model.model_omni import MiniMindOmni, OmniLosses, init_talker_from_thinker, label_counts, omni_loss  # noqa: E402
+from model.optimizers import adamw_and_muon  # noqa: E402
 from trainer.attention_guide import AttentionGuide, count_letters  # noqa: E402
 from trainer.options import DTYPES, build_config, input_path, load_tokenizer, parse, shareable  # noqa: E402
+from trainer.spelling import spelling_loss  # noqa: E402
 from trainer.throughput import Meter, ModelFlops, peak_flops  # noqa: E402
 from trainer.trainer_data import open_data  # noqa: E402
 from trainer.trainer_utils import (ROOT, Frontends, Processes, RunLog, StopSignal, init_distributed, lr_at,  # noqa: E402
                                    mean_over_processes, rng_state, seed_everything, set_rng_state)
 
 NEW_PARTS = ("talker.", "audio_proj.", "vision_proj.")  # all that a weight may lack: a MiniMind language model has none of them
-TARGETS = ("text_labels", "audio_labels", "letters")  # what LossModel takes beside the inputs
-LOSSES = ("total", "text", "audio", "aux", "guide", *(f"codebook_{i}" for i in range(NUM_CODEBOOKS)))
+TARGETS = ("text_labels", "audio_labels", "letters", "spoken")  # what LossModel takes beside the inputs
+LOSSES = ("total", "text", "audio", "aux", "guide", "spelling", *(f"codebook_{i}" for i in range(NUM_CODEBOOKS)))
 NAMED_BATCHES = 4  # of the batches that were skipped, so many are searched for the rows to blame
 log = logging.getLogger("trainer")
 
@@ -70,8 +72,8 @@ def load_start(model: MiniMindOmni, args: argparse.Namespace) -> None:
 
 
 def set_trainable(model: MiniMindOmni, mode: str, freeze_backbone: str) -> None:
-    """mode "audio_proj" / "vision_proj": that projector alone. "thinker": both, and the Thinker above the bridge. "all": everything, less
-    the Thinker as freeze_backbone says."""
+    """mode "audio_proj" / "vision_proj": that projector alone; "spelling": the audio projector. "thinker": both, and the Thinker above
+    the bridge. "all": everything, less the Thinker as freeze_backbone says."""
     config = model.config
     last = f"model.layers.{config.num_hidden_layers - 1}."
     above = ("audio_proj.", "vision_proj.", "model.norm.",
@@ -80,7 +82,7 @@ def set_trainable(model: MiniMindOmni, mode: str, freeze_backbone: str) -> None:
         if mode == "thinker":
             parameter.requires_grad_(name.startswith(above))
         elif mode != "all":
-            parameter.requires_grad_(name.startswith(f"{mode}."))
+            parameter.requires_grad_(name.startswith("audio_proj." if mode == "spelling" else f"{mode}."))
         elif name.startswith("model.") and freeze_backbone != "none":  # the tied lm_head goes with the embedding
             parameter.requires_grad_(freeze_backbone == "last1" and name.startswith(last))
         else:
@@ -93,38 +95,33 @@ def checkpoint_blocks(model: MiniMindOmni) -> None:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
-def make_optimizers(model: MiniMindOmni, name: str, rate: float, fused: bool = True) -> tuple[torch.optim.AdamW, torch.optim.Muon | None]:
-    """AdamW for all that is trained; with "muon" the matrices of the blocks have Muon (Jordan et al. 2024; scaled to AdamW's step size
-    as in Liu et al. 2025, so that one learning rate serves both)."""
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    matrices = {n: p for n, p in trained.items() if name == "muon" and p.ndim == 2 and ".layers." in n}
-    # fused: one kernel a step, and it can skip a step by a flag that lives on the device
-    adamw = torch.optim.AdamW([p for n, p in trained.items() if n not in matrices], lr=rate, fused=fused)
-    if not matrices:
-        return adamw, None
-    return adamw, torch.optim.Muon(list(matrices.values()), lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
-
-
 class LossModel(nn.Module):
     """Model and loss as one module: DDP and torch.compile wrap all device work, and no logits leave it."""
 
     def __init__(self, model: MiniMindOmni, fused: bool = True, guide: AttentionGuide | None = None, guide_weight: float = 0.0,
-                 codebook_weights: Tensor | None = None):
+                 codebook_weights: Tensor | None = None, spelling_weight: float = 0.0, spelling_only: bool = False):
         super().__init__()
-        self.model, self.fused, self.guide, self.guide_weight, self.codebook_weights = model, fused, guide, guide_weight, codebook_weights
+        self.model, self.fused, self.codebook_weights = model, fused, codebook_weights
+        self.guide, self.guide_weight, self.spelling_weight, self.spelling_only = guide, guide_weight, spelling_weight, spelling_only
 
-    def forward(self, inputs: dict, text_labels: Tensor, audio_labels: Tensor, letters: Tensor,
+    def forward(self, inputs: dict, text_labels: Tensor, audio_labels: Tensor, letters: Tensor, spoken: Tensor,
                 counts: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """-> (loss with gradient, detached (13,) in the order of LOSSES). letters: see AttentionGuide; counts: see omni_loss."""
-        config = self.model.config
+        """-> (loss with gradient, detached (14,) in the order of LOSSES). letters: see AttentionGuide; spoken: see spelling_loss; counts:
+        see omni_loss."""
+        config, zero = self.model.config, text_labels.new_zeros((), dtype=torch.float32)
         average = None if counts is None else mean_over_processes
-        losses = omni_loss(self.model(**inputs, average=average), text_labels, audio_labels, config, counts, self.fused,
-                           self.codebook_weights)
-        guide = losses.total.new_zeros(())
+        losses = OmniLosses(zero, zero, zero, zero, zero.expand(NUM_CODEBOOKS))
+        if not self.spelling_only:
+            losses = omni_loss(self.model(**inputs, average=average), text_labels, audio_labels, config, counts, self.fused,
+                               self.codebook_weights)
+        guide = spelling = zero
         if self.guide is not None:
             guide = self.guide(inputs["positions"], text_labels, audio_labels, letters, config.audio_stop_token)
-        total = losses.total + self.guide_weight * guide
-        parts = torch.stack([total, losses.text, losses.audio, losses.aux, guide]).detach()
+        if self.spelling_weight and inputs["audio_features"] is not None:
+            vectors = self.model.audio_proj(inputs["audio_features"])
+            spelling = spelling_loss(vectors, inputs["audio_lens"], spoken, self.model.model.embed_tokens.weight, config.audio_ids[0])
+        total = losses.total + self.guide_weight * guide + self.spelling_weight * spelling
+        parts = torch.stack([total, losses.text, losses.audio, losses.aux, guide, spelling]).detach()
         return total, torch.cat([parts, losses.per_codebook])
 
 
@@ -155,7 +152,9 @@ class Trainer:
             if isinstance(module, MoE):
                 module.grouped = "grouped_experts" not in args.without
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer, self.muon = make_optimizers(self.model, args.optimizer, args.learning_rate, "fused_adamw" not in args.without)
+        matrices = [p for n, p in self.model.named_parameters()
+                    if args.optimizer == "muon" and p.requires_grad and p.ndim == 2 and ".layers." in n]
+        self.optimizer, self.muon = adamw_and_muon(self.trained, matrices, args.learning_rate, "fused_adamw" not in args.without)
         self.dtype = DTYPES[args.dtype or ("bfloat16" if self.device.type == "cuda" else "float32")]
         half = self.dtype == torch.float16
         # Only fp16 needs scaling; at a scale of 1 the scaler still is torch's way to skip non-finite steps without a sync.
@@ -165,7 +164,8 @@ class Trainer:
         if args.guided_attention:
             guide = AttentionGuide(self.model, count_letters(tokenizer, self.config.vocab_size).to(self.device))
         weights = torch.tensor(args.codebook_weights, device=self.device) if args.codebook_weights else None
-        self.loss_model = LossModel(self.model, "fused_loss" not in args.without, guide, args.guided_attention, weights)
+        self.loss_model = LossModel(self.model, "fused_loss" not in args.without, guide, args.guided_attention, weights,
+                                    args.spelling, args.mode == "spelling")
         self.net = self._wrap()
         self.step = self.batches = self.skipped_rows = self.skipped_steps = self.bad_in_row = 0
         self.recent: list[tuple[Tensor, range]] = []  # of each step since the last log: was it finite, and its batches
@@ -202,7 +202,7 @@ class Trainer:
     def _inputs(self, batch: dict) -> dict:
         """Model inputs on the device: ids, speaker, and the frozen encoders' features."""
         audio, lens = self.frontends.audio(batch["wavs"])
-        images = self.frontends.images(batch["images"])
+        images = None if self.args.mode == "spelling" else self.frontends.images(batch["images"])
         for features, width, folder in ((audio, self.config.audio_hidden_size, self.frontends.audio_dir),
                                         (images, self.config.image_hidden_size, self.frontends.vision_dir)):
             if features is not None and features.shape[-1] != width:
@@ -210,7 +210,7 @@ class Trainer:
                                  "wrong folder or --preset")
         rows = len(batch["input_ids"])
         # A projector trained alone on a batch without its input: a feature that is placed nowhere keeps the loss's graph.
-        if self.args.mode == "audio_proj" and audio is None:
+        if self.args.mode in ("audio_proj", "spelling") and audio is None:
             audio = torch.zeros(rows, 1, self.config.audio_hidden_size, device=self.device)
             lens = torch.zeros(rows, dtype=torch.long, device=self.device)
         if self.args.mode == "vision_proj" and images is None:

@@ -98,7 +98,7 @@ def ignore_sigterm(worker: int) -> None:
 def open_data(paths: list[str | Path], tokenizer, config: OmniConfig, args: argparse.Namespace, procs: Processes) -> TrainingData:
     """The training data of the command line's settings. FileNotFoundError or ValueError for unusable files."""
     # Wrong text tokens teach the Thinker to recover; a frozen one would only hand the Talker words that are not the ones spoken.
-    variants = Variants(system=args.system_share, history_dropout=args.history_dropout,
+    variants = Variants(system=args.system_share, history_dropout=args.history_dropout, speech=args.mode not in ("thinker", "spelling"),
                         **({"text_sampling": 0.0} if args.freeze_backbone == "all" else {}),
                         **({"question_mix": tuple(args.question_mix)} if args.question_mix else {}))
     data = OmniDataset(paths, tokenizer, config, args.max_seq_len, variants, seed=args.seed, audio_frames=audio_frames)
@@ -156,7 +156,7 @@ def collate_padded(samples: list, config: OmniConfig, multiple: int = 1, pad_to:
         ids[:, -1] = config.pad_token_id
         batch.update(input_ids=ids, text_labels=torch.full((1, multiple), IGNORE), spk_emb=torch.zeros(1, config.spk_emb_size),
                      audio_labels=torch.full((1, NUM_CODEBOOKS, multiple), IGNORE), wavs=[None], images=[[]],
-                     letters=torch.full((1, multiple), torch.nan))
+                     letters=torch.full((1, multiple), torch.nan), spoken=torch.full((1, 0), IGNORE))
     length = batch["input_ids"].shape[-1]
     extra = max(length, pad_to) - length
     extra += -(length + extra) % multiple

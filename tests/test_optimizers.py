@@ -1,0 +1,53 @@
+"""Muon takes the steps that torch's takes, and each parameter has one optimizer."""
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import nn
+
+from model.optimizers import Muon, adamw_and_muon, orthogonalise
+
+
+def matrices(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [nn.Parameter(0.1 * torch.randn(*shape, generator=generator)) for shape in ((6, 10), (10, 6), (6, 10), (8, 8))]
+
+
+def test_the_steps_are_those_of_torch():
+    """torch's orthogonalises in bfloat16: the same within its accuracy."""
+    ours, theirs = matrices(), matrices()
+    optimizers = Muon(ours, lr=0.02), torch.optim.Muon(theirs, lr=0.02, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+    for step in range(5):
+        for parameters in (ours, theirs):
+            for i, parameter in enumerate(parameters):
+                parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(10 * step + i))
+        ours[2].grad = theirs[2].grad = None if step == 2 else ours[2].grad
+        for optimizer in optimizers:
+            optimizer.step()
+    for start, one, other in zip(matrices(), ours, theirs):
+        assert (one - other).norm() < 0.02 * (one - start).norm()
+
+
+def test_orthogonalise_keeps_directions_and_evens_their_sizes():
+    x = torch.randn(3, 7, 5, generator=torch.Generator().manual_seed(0)) * torch.tensor([1e-3, 1.0, 1e3])[:, None, None]
+    u, _, v = torch.linalg.svd(x, full_matrices=False)
+    inner = u.mT @ orthogonalise(x).float() @ v.mT
+    sizes = inner.diagonal(dim1=1, dim2=2)
+    assert (sizes > 0.6).all() and (sizes < 1.3).all() and (inner - torch.diag_embed(sizes)).abs().max() < 0.05
+
+
+def test_every_parameter_has_one_optimizer_and_both_continue_from_their_state():
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    adamw, muon = adamw_and_muon(net.parameters(), [net[0].weight], 0.1)
+    count = [sum(p.numel() for group in optimizer.param_groups for p in group["params"]) for optimizer in (adamw, muon)]
+    assert count == [24, 16] and adamw_and_muon(net.parameters(), [], 0.1)[1] is None
+    net(torch.ones(1, 4)).sum().backward()
+    muon.step()
+    twin = nn.Parameter(net[0].weight.detach().clone())
+    twin.grad, other = net[0].weight.grad.clone(), Muon([twin], 0.5)
+    other.load_state_dict(deepcopy(muon.state_dict()))
+    muon.step()
+    other.step()
+    assert torch.equal(twin, net[0].weight)
+    with pytest.raises(ValueError, match="two dimensions"):
+        Muon([net[0].bias], 0.1)
