@@ -10,10 +10,12 @@
     python -m nano.train_sensevoice --render_only --workers 16          # the speech alone, by processor cores
     python -m nano.train_sensevoice --device cuda --minutes 4
     python -m nano.train_sensevoice --batch_size 24 --utterances 12000 --steps 4500   # about 50 minutes on two CPU cores
+    python -m nano.train_sensevoice --start_from nano/ears/SenseVoiceSmall --questions out/nano/data/a2a_train --minutes 40
 """
 import argparse
 import csv
 import io
+import json
 import logging
 import math
 import os
@@ -21,11 +23,13 @@ import random
 import sys
 import time
 from dataclasses import asdict, dataclass, fields
+from itertools import chain
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
+import pyarrow.parquet as pq
 import sentencepiece
 import torch
 import torch.nn.functional as F
@@ -34,6 +38,8 @@ from torch import nn
 from tqdm import tqdm
 
 from dataset.augment import add_noise, pink_noise
+from dataset.omni_dataset import IMAGE_TAG
+from model.audio import read_audio
 from model.checkpoint import load_weights, save_atomic, save_json
 from model.encoders import SenseVoice, _funasr_classes
 from model.hardware import fast_bfloat16
@@ -111,12 +117,21 @@ def training_utterances(texts, count, seed):
     return found
 
 
-class Speech:
-    """Utterances on a device: samples (N,) int16, starts and counts (U,) in order of length, and their texts."""
+def read_questions(folders):
+    """Yield (Utterance, (S,) int16) of every spoken question in the training sets that nano.build_sets made. It names no voice."""
+    for path in (path for folder in folders for path in sorted(Path(folder).glob("*.parquet"))):
+        for row in pq.read_table(path, columns=["conversations", "question_audios"]).to_pylist():
+            asked = [turn["content"] for turn in json.loads(row["conversations"]) if turn["role"] == "user"]
+            for text, sound in zip(asked, row["question_audios"]):
+                if sound:
+                    yield Utterance(text.replace(IMAGE_TAG, "").strip(), ""), (read_audio(sound, RATE) * 32767).astype(np.int16)
 
-    def __init__(self, indexes, device):
-        found = [pair for index in indexes for pair in read_shard(index)]
-        found.sort(key=lambda pair: len(pair[1]))
+
+class Speech:
+    """(Utterance, (S,) int16) pairs on a device: samples (N,) int16, starts and counts (U,) in order of length, and their texts."""
+
+    def __init__(self, pairs, device):
+        found = sorted(pairs, key=lambda pair: len(pair[1]))
         counts = [len(wav) for _, wav in found]
         self.utterances = [utterance for utterance, _ in found]
         self.counts = torch.tensor(counts, device=device)
@@ -200,17 +215,28 @@ def save_folder(ear, options, tokenizer, folder):
     save_atomic(state, folder / "model.pt")
 
 
+def load_ear(ear, folder):
+    """Undo of save_folder, for the weights and the normalisation. RuntimeError when they are of another shape."""
+    state = load_weights(Path(folder) / "model.pt")
+    lines = (Path(folder) / "am.mvn").read_text(encoding="utf-8").splitlines()
+    for name, line in zip(("shift", "scale"), (line for line in lines if line.startswith("<LearnRateCoef>"))):
+        state[name] = torch.tensor([float(number) for number in line.split("[")[1].split("]")[0].split()])
+    ear.load_state_dict({k: v.float() for k, v in state.items() if k != "embed.weight"})
+
+
 # training
 
 
 class Run:
     """What a run is made of and how far it is; all of it survives in `state.pt`."""
 
-    def __init__(self, options, tokenizer, device):
+    def __init__(self, options, tokenizer, device, start_from=None):
         torch.manual_seed(options.seed)  # initial weights and dropout
         self.options, self.device, self.tokenizer = options, device, tokenizer
         self.pieces = sentencepiece.SentencePieceProcessor(model_proto=tokenizer)
         self.model = Ear(options, self.pieces.vocab_size()).to(device)
+        if start_from:
+            load_ear(self.model, start_from)
         self.average = Ear(options, self.pieces.vocab_size()).to(device).requires_grad_(False).eval()
         self.average.load_state_dict(self.model.state_dict())
         matrices = [p for p in self.model.encoder.parameters() if p.ndim == 2]
@@ -290,19 +316,21 @@ def train_step(run, speech, labels, progress):
     return loss.detach()
 
 
-def train(options, speech, tokenizer, work, device, steps=None, minutes=None, log_interval=50, save_interval=30, stop_after=None):
+def train(options, speech, tokenizer, work, device, steps=None, minutes=None, log_interval=50, save_interval=30, stop_after=None,
+          start_from=None):
     """Train until `steps` or `minutes` of training are done; continues from `work`/state.pt. Returns the Run.
 
-    `stop_after` ends this call after that many steps, as a kill would, for tests.
+    `start_from`: folder of an ear with this tokenizer, whose weights the run begins with. `stop_after` ends this call after that many
+    steps, as a kill would, for tests.
     """
     if (steps is None) == (minutes is None):
         raise ValueError("give either --steps or --minutes")
     work = Path(work)
-    run, state = Run(options, tokenizer, device), work / "state.pt"
+    run, state = Run(options, tokenizer, device, start_from), work / "state.pt"
     if state.exists():
         run.restore(state)
         log.info("continuing at step %d after %.1f min", run.step, run.seconds / 60)
-    else:
+    elif not start_from:
         run.normalise(speech)
     labels = [run.pieces.encode(normalise(utterance.text)) for utterance in speech.utterances]
     curve, first = read_curve(work / "curve.csv", run.step), run.step
@@ -408,7 +436,7 @@ def render_all(args, options):
     """Make whatever speech is missing: (training shard indexes, held-out shard indexes, training sentences)."""
     texts, questions = sentences(args.corpus)
     heldout = [Utterance(text, voice) for text in questions[:args.clips] for voice in (*TRAIN_VOICES, UNSEEN_VOICE)]
-    spoken = training_utterances(texts, options.utterances, options.seed)
+    spoken = [] if args.questions else training_utterances(texts, options.utterances, options.seed)
     return render(spoken, args.speech, args.workers), render(heldout, args.speech, args.workers), texts
 
 
@@ -419,6 +447,8 @@ def main():
     parser.add_argument("--render_only", action="store_true", help="stop when the speech is there")
     parser.add_argument("--out", default=f"model/nano/{FOLDER}")
     parser.add_argument("--work", default="out/nano/sensevoice", help="checkpoint, curve and report")
+    parser.add_argument("--start_from", help="go on from the ear in this folder")
+    parser.add_argument("--questions", nargs="+", help="... with the spoken questions of these training sets of nano.build_sets")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--steps", type=int, help="length of the run in steps")
     parser.add_argument("--minutes", type=float, help="length of the run in minutes of training")
@@ -432,14 +462,17 @@ def main():
     if args.threads:
         torch.set_num_threads(args.threads)
     options = Options(**{option.name: getattr(args, option.name) for option in fields(Options)})
+    if bool(args.start_from) != bool(args.questions):
+        parser.error("--start_from and --questions go together: an ear with its vocabulary, and what it is to hear now")
     indexes, heldout, texts = render_all(args, options)
     if args.render_only:
         return
-    speech = Speech(indexes, args.device)
+    tokenizer = (Path(args.start_from) / "bpe.model").read_bytes() if args.start_from else train_tokenizer(texts, options.pieces)
+    speech = Speech(read_questions(args.questions) if args.questions else chain.from_iterable(map(read_shard, indexes)), args.device)
     print(f"{len(speech)} utterances, {len(speech.samples) / RATE / 3600:.1f} h of speech on {args.device}")
-    run = train(options, speech, train_tokenizer(texts, options.pieces), args.work, args.device, args.steps, args.minutes)
+    run = train(options, speech, tokenizer, args.work, args.device, args.steps, args.minutes, start_from=args.start_from)
     save_folder(run.average, options, run.tokenizer, args.out)
-    found = report(args.out, Speech(heldout, "cpu"), args.device, args.clips)
+    found = report(args.out, Speech(chain.from_iterable(map(read_shard, heldout)), "cpu"), args.device, args.clips)
     parameters = sum(p.numel() for p in run.average.parameters())
     save_json(found | {"steps": run.step, "minutes": run.seconds / 60, "parameters": parameters, "options": asdict(options)},
               Path(args.work) / "report.json")

@@ -1,10 +1,14 @@
 """The nano ear's front end, training and folder; conversations that need an earlier turn; rows with spoken questions."""
+import io
 import json
 import random
 from collections import Counter, defaultdict
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import soundfile as sf
 import torch
 
 from dataset.augment import AugmentOptions
@@ -12,7 +16,7 @@ from model.audio import fbank as kaldi_fbank
 from model.audio import stack_frames
 from model.encoders import SenseVoice
 from nano import corpus, listening, multi_turn, train_sensevoice
-from nano.speech import RATE, TRAIN_VOICES, Utterance
+from nano.speech import RATE, TRAIN_VOICES, Utterance, read_shard
 
 TINY = dict(utterances=12, pieces=40, blocks=1, last_blocks=1, heads=2, inner=16, dropout=0.0, batch_size=4)
 SENTENCES = ("one two three", "four five", "six seven eight nine", "ten eleven")
@@ -39,7 +43,7 @@ def write_shard(folder, utterances, rng):
 def speech(tmp_path):
     rng = np.random.default_rng(0)
     utterances = [Utterance(SENTENCES[i % 4], TRAIN_VOICES[i % 3], 1.0 + 0.05 * i) for i in range(12)]
-    return train_sensevoice.Speech([write_shard(tmp_path, utterances, rng)], "cpu")
+    return train_sensevoice.Speech(read_shard(write_shard(tmp_path, utterances, rng)), "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +182,29 @@ def test_the_folder_hears_what_training_heard(speech, tmp_path):
     heard = torch.nn.functional.linear(feats[1, :rows[1]], *ear.head).log_softmax(-1)
     torch.testing.assert_close(heard, scores, atol=0.05, rtol=0)  # fp16 on disk
     assert isinstance(ear.transcribe(wav[0, :lens[0]]), str)
+
+
+def test_a_run_goes_on_from_a_folder(speech, tmp_path):
+    tokenizer = train_sensevoice.train_tokenizer(SENTENCES, 40)
+    run = train_sensevoice.train(options(), speech, tokenizer, tmp_path / "work", "cpu", steps=2)
+    train_sensevoice.save_folder(run.average, run.options, tokenizer, tmp_path / "ear")
+    start = train_sensevoice.Run(options(seed=7), tokenizer, "cpu", tmp_path / "ear")
+    for name, value in run.average.state_dict().items():
+        for ear in (start.model, start.average):
+            torch.testing.assert_close(ear.state_dict()[name], value, atol=1e-3, rtol=1e-3, msg=name)  # fp16 on disk
+    more = train_sensevoice.train(options(seed=7), speech, tokenizer, tmp_path / "more", "cpu", steps=1, start_from=tmp_path / "ear")
+    assert torch.equal(more.model.shift, start.model.shift), "the folder's normalisation is kept"
+
+
+def test_questions_of_a_data_set_are_heard_with_their_words(tmp_path):
+    sound, wav = io.BytesIO(), tones(np.random.default_rng(0), 8000)
+    sf.write(sound, wav, 16_000, format="FLAC")
+    turns = [{"role": "user", "content": "<image>\nWhat is it?"}, {"role": "assistant", "content": "It is red."},
+             {"role": "user", "content": "Sure?"}, {"role": "assistant", "content": "Yes."}]
+    row = {"conversations": json.dumps(turns), "question_audios": [sound.getvalue(), None]}
+    pq.write_table(pa.Table.from_pylist([row, {**row, "question_audios": []}]), tmp_path / "shard-00000.parquet")
+    (utterance, heard), = train_sensevoice.read_questions([tmp_path])
+    assert utterance.text == "What is it?" and np.abs(heard.astype(int) - wav).max() <= 1
 
 
 def test_the_default_folder_fits_the_pack(tmp_path):

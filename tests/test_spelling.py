@@ -9,7 +9,7 @@ from model.config import IGNORE, OmniConfig
 from tiny_folders import make_tiny_sensevoice
 from tiny_training import command, make_mixed, make_tokenizer
 from trainer.train_sft_omni import Trainer, main, parse_args
-from trainer.spelling import DISTANCE, SHARPNESS, spelling_loss
+from trainer.spelling import LENGTH, SHARPNESS, spelling_loss
 from trainer.trainer_utils import Processes, read_log
 
 BLANK, VOCAB, WIDTH = 0, 5, 16
@@ -26,13 +26,14 @@ def vectors_of(table, ids):
 
 def test_ctc_sums_over_every_way_to_say_the_words(table):
     vectors, words = torch.randn(1, 4, WIDTH, generator=torch.Generator().manual_seed(1)), [3, 1]
-    scores = (vectors[0] @ table.T * (SHARPNESS / table.square().sum(1).mean())).log_softmax(-1)
+    cosines = torch.nn.functional.cosine_similarity(vectors[0][:, None], table[None], dim=-1)
+    scores = (SHARPNESS * cosines).log_softmax(-1)
     ways = [path for path in itertools.product(range(VOCAB), repeat=4)
             if [token for token, _ in itertools.groupby(path) if token != BLANK] == words]
     said = torch.stack([sum(scores[t, token] for t, token in enumerate(path)) for path in ways]).logsumexp(0)
-    far = (vectors[0] - scores.exp() @ table).square().sum(-1).mean() / table.square().sum(1).mean()
+    length = (vectors[0].norm(dim=-1) / table[words].norm(dim=1).mean() - 1).square().mean()
     loss = spelling_loss(vectors, torch.tensor([4]), torch.tensor([words]), table, BLANK)
-    assert loss.item() == pytest.approx((-said / 2 + DISTANCE * far).item(), rel=1e-5)
+    assert loss.item() == pytest.approx((-said / 2 + LENGTH * length).item(), rel=1e-5)
 
 
 def test_the_words_own_embeddings_are_best(table):
@@ -40,7 +41,16 @@ def test_the_words_own_embeddings_are_best(table):
     right = spelling_loss(vectors_of(table, [3, 3, 0, 1, 0]), lens, words, table, BLANK)
     other_order = spelling_loss(vectors_of(table, [1, 1, 0, 3, 0]), lens, words, table, BLANK)
     faint = spelling_loss(0.1 * vectors_of(table, [3, 3, 0, 1, 0]), lens, words, table, BLANK)
-    assert right < 0.2 and other_order > 2 and faint > 1
+    assert right < 0.05 and other_order > 2 and faint > right + 0.05
+
+
+def test_tokens_that_look_like_the_pad_cannot_be_said_unless_they_are(table):
+    """Embeddings of what was in no text have all gone the same way, and the pad is one of them."""
+    twins = torch.cat([table, table[BLANK] * 1.01 + torch.zeros(3, 1)])
+    lens, words = torch.tensor([4]), torch.tensor([[3, 1]])
+    alone, among = (spelling_loss(vectors_of(table, [0, 3, 0, 1]), lens, words, every, BLANK) for every in (table, twins))
+    assert torch.allclose(alone, among, atol=1e-4)
+    assert spelling_loss(vectors_of(table, [0, 3, 0, 0]), lens, torch.tensor([[3, VOCAB]]), twins, BLANK) < 5
 
 
 def test_only_spoken_rows_with_known_words_count_and_padding_does_not(table):

@@ -46,7 +46,7 @@ def parse(description: str, argv: list[str] | None = None) -> argparse.Namespace
     add("--accumulation_steps", type=int, default=1)
     add("--learning_rate", type=float, default=5e-4)
     add("--optimizer", choices=("adamw", "muon"), default="adamw",
-        help="muon: orthogonalised momentum for the blocks' matrices, AdamW for the rest; fewer steps to the same loss")
+        help="muon: orthogonalised momentum for the matrices of blocks and projectors, AdamW for the rest; fewer steps to the same loss")
     add("--warmup_steps", type=int, default=0)
     add("--grad_clip", type=float, default=1.0)
     add("--max_seq_len", type=int, default=512)

@@ -25,7 +25,8 @@ STEPS=${STEPS:-4500}
 PROCESSES=${PROCESSES:-$([ "$DEVICE" = cpu ] && nproc || echo 1)}  # of the trainings; one a core
 BATCH=${BATCH:-32}                        # rows per process
 RATE=${RATE:-1.2e-3}
-CODEBOOKS=${CODEBOOKS:-4 2 1.5 1 0.5 0.5 0.5 0.5}  # the first ones carry the words
+# of the Talker's trainings; the first codebooks carry the words
+TALKER=${TALKER:---freeze_backbone all --guided_attention 0.5 --history_dropout 0.3 --codebook_weights 4 2 1.5 1 0.5 0.5 0.5 0.5}
 DTYPE=${DTYPE:-$($PYTHON -c "from model.hardware import fast_bfloat16; print('bfloat16' if fast_bfloat16('$DEVICE') else 'float32')")}
 COMPILE=${COMPILE:-1}                     # halves the time of a step, on a CPU too
 WORKERS=${WORKERS:-$([ "$DEVICE" = cpu ] && echo 0 || echo 12)}
@@ -34,9 +35,11 @@ EXTRA=${EXTRA:-}                          # more flags for the trainings
 SENSES=${SENSES:-0}
 EARS=${EARS:---utterances 12000 --steps 9000 --batch_size 24}
 EYES=${EYES:---steps 6000}
-I2T_STEPS=${I2T_STEPS:-1500}
-A2A_STEPS=${A2A_STEPS:-3000}
-TALKS=${TALKS:-}                          # more flags for their data
+SPELL_STEPS=${SPELL_STEPS:-450}
+THINK_STEPS=${THINK_STEPS:-4000}
+TALK_STEPS=${TALK_STEPS:-300}
+TALKS=${TALKS:---askings 1 --conversations 2500 --questions 4000 --spoken 1000 --heldout 120}  # sizes of their data
+SPOKEN=${SPOKEN:---askings 1 --limit 600 --conversations 250 --questions 500 --spoken 200 --heldout 4}  # ... with the replies spoken
 
 step() {  # step NAME PRODUCT COMMAND...
     local name=$1 product=$2
@@ -76,7 +79,7 @@ stage() {  # stage NAME FROM RATE OPTIONS DATA...: one run of the trainer, $WORK
     # shellcheck disable=SC2086
     OMP_NUM_THREADS=1 $PYTHON -m torch.distributed.run --standalone --nproc_per_node "$PROCESSES" -m trainer.train_sft_omni \
         --preset nano --tokenizer_dir "$PACK" --from_weight "$WORK/model/${from}_256.pth" \
-        --data_path "${@/#/$WORK/data/}" --save_dir "$WORK/model" --save_weight "$name" $options \
+        --data_path "${@/#/$WORK/data/}" --save_dir "$WORK/model" --save_weight "$name" --optimizer muon $options \
         --audio_encoder_dir "$PACK/SenseVoiceSmall" --vision_dir "$PACK/siglip2-base-p32-256-ve" \
         --batch_size "$BATCH" --learning_rate "$rate" --max_seq_len 256 --system_share 0 --device "$DEVICE" --dtype "$DTYPE" \
         --use_compile "$COMPILE" --num_workers "$WORKERS" --save_interval 200 --keep_last 3 --from_resume 1 $EXTRA
@@ -112,26 +115,29 @@ step data      "$WORK/data/t2a_heldout/manifest.json" $PYTHON -m nano.build_sets
 step llm       "$WORK/model/llm_256.pth"       $PYTHON -m nano.train_llm --corpus "$WORK/corpus" --tokenizer_dir "$PACK" \
     --out "$WORK/model" --work "$WORK/llm" --steps "$LLM_STEPS" --device "$DEVICE" --dtype "$DTYPE"
 # The Thinker has learnt its text; frozen, it keeps it, and a step costs a third less.
-step t2a       "$WORK/model/t2a_256.pth.done"  stage t2a llm "$RATE" "--freeze_backbone all --optimizer muon --guided_attention 0.5 \
-    --history_dropout 0.3 --codebook_weights $CODEBOOKS --max_steps $STEPS --warmup_steps 100" t2a_train t2a_words
+step t2a       "$WORK/model/t2a_256.pth.done"  stage t2a llm "$RATE" "$TALKER --max_steps $STEPS --warmup_steps 100" t2a_train t2a_words
 last=t2a
 if [ "$SENSES" = 1 ]; then
     step ears      "$PACK/SenseVoiceSmall/model.pt" $PYTHON -m nano.train_sensevoice --corpus "$WORK/corpus" --device "$DEVICE" \
         --speech "$WORK/speech_heard" --work "$WORK/sensevoice" --out "$PACK/SenseVoiceSmall" $EARS
     step eyes      "$PACK/siglip2-base-p32-256-ve/config.json" $PYTHON -m nano.train_siglip --device "$DEVICE" \
         --work "$WORK/siglip" --out "$PACK/siglip2-base-p32-256-ve" $EYES
-    step talks     "$WORK/data/told_heldout/manifest.json" $PYTHON -m nano.build_sets a2a multi i2t --corpus "$WORK/corpus" $TALKS \
-        --codec "$WORK/codec/targets.pt" --speaker_encoder "$PACK/campplus" --tokenizer "$PACK" --out "$WORK/data"
+    sets="$PYTHON -m nano.build_sets a2a multi i2t --corpus $WORK/corpus --codec $WORK/codec/targets.pt --speaker_encoder $PACK/campplus"
+    # shellcheck disable=SC2086
+    step asked     "$WORK/data/told_heldout/manifest.json" $sets --unspoken $TALKS --tokenizer "$PACK" --out "$WORK/data"
+    # shellcheck disable=SC2086
+    step spoken    "$WORK/data/spoken/told_heldout/manifest.json" $sets $SPOKEN --tokenizer "$PACK" --out "$WORK/data/spoken"
     step examples  "$PACK/examples" $PYTHON -m nano.build_examples --corpus "$WORK/corpus" --out "$PACK/examples"
-    # The released recipe trains a projector and then everything, for each sense. Here projectors and Thinker learn together, from the text
-    # alone, and only above the bridge: a step costs a third, and the Talker, which hears what it knows, speaks no worse afterwards.
-    step i2t       "$WORK/model/i2t_256.pth.done" stage i2t t2a 1.5e-3 "--mode thinker --optimizer muon --max_steps $I2T_STEPS \
-        --warmup_steps 20" i2t_train i2t_train t2a_train
-    step a2a       "$WORK/model/a2a_256.pth.done" stage a2a i2t 1.2e-3 "--mode thinker --optimizer muon --max_steps $A2A_STEPS \
-        --warmup_steps 20 --question_mix 0.7 0.1 0.1 0.1" a2a_train multi_train mix_train i2t_train t2a_train
-    # the Talker has never stood behind a picture: it would not end
-    step talk      "$WORK/model/talk_256.pth.done" stage talk a2a 5e-4 "--freeze_backbone all --optimizer muon --guided_attention 0.5 \
-        --history_dropout 0.3 --codebook_weights $CODEBOOKS --max_steps 100 --warmup_steps 5" i2t_train t2a_train
+    # The released recipe trains a projector and then everything, for each sense. Here the audio projector first learns to write what is
+    # said, then projectors and Thinker learn together, from the text alone and only above the bridge: a step costs a third, and the
+    # Talker, which hears what it knows, speaks no worse afterwards.
+    step spell     "$WORK/model/spell_256.pth.done" stage spell t2a 1e-2 "--mode spelling --spelling 1 --question_mix 1 0 0 0 \
+        --max_steps $SPELL_STEPS --warmup_steps 20" a2a_train mix_train
+    step think     "$WORK/model/think_256.pth.done" stage think spell 1.2e-3 "--mode thinker --spelling 0.3 --question_mix 0.7 0.1 0.1 0.1 \
+        --max_steps $THINK_STEPS --warmup_steps 20" a2a_train multi_train mix_train i2t_train
+    # the Talker has never stood behind a picture or a sound: it would not end, or not begin
+    step talk      "$WORK/model/talk_256.pth.done" stage talk think 5e-4 "$TALKER --max_steps $TALK_STEPS --warmup_steps 5" \
+        spoken/a2a_train spoken/multi_train spoken/mix_train spoken/i2t_train t2a_train
     last=talk
 fi
 $PYTHON -m trainer.average_weights "$WORK/model/${last}"_256_resume_step*.pth --out "$PACK/sft_omni_256.pth"

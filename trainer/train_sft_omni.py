@@ -153,7 +153,7 @@ class Trainer:
                 module.grouped = "grouped_experts" not in args.without
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         matrices = [p for n, p in self.model.named_parameters()
-                    if args.optimizer == "muon" and p.requires_grad and p.ndim == 2 and ".layers." in n]
+                    if args.optimizer == "muon" and p.requires_grad and p.ndim == 2 and (".layers." in n or "_proj.mlp." in n)]
         self.optimizer, self.muon = adamw_and_muon(self.trained, matrices, args.learning_rate, "fused_adamw" not in args.without)
         self.dtype = DTYPES[args.dtype or ("bfloat16" if self.device.type == "cuda" else "float32")]
         half = self.dtype == torch.float16
