@@ -27,6 +27,7 @@ from evals.cases import SUITES, Case, cases_for, parse_suites
 from model.audio import read_audio, write_wav
 from model.checkpoint import save_json
 from model.config import INPUT_RATE, SAMPLE_RATE, OmniConfig
+from model.refusal import one_line, refuse
 from model.transformers_folder import is_transformers_folder
 
 ROOT = Path(__file__).resolve().parent
@@ -287,10 +288,6 @@ def interactive(session: Session) -> list[dict]:
             print("\n(stopped; /exit leaves)", flush=True)
 
 
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
 def run(args) -> None:
     folder = pack_folder(args)
     single = any(value is not None for value in (args.prompt, args.audio, args.image))
@@ -319,9 +316,8 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         run(args)
-    except (ValueError, OSError, ReplyFailed) as error:  # by convention these name wrong input and its remedy
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
+    except (ValueError, OSError, ReplyFailed) as error:
+        return refuse(error)
     except KeyboardInterrupt:
         return 130
     return 0

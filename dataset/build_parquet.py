@@ -39,6 +39,7 @@ from dataset.sources import LAYOUTS, Item, Reject, read_source, to_dict
 from dataset.tts import load_tts
 from model.checkpoint import replace_atomic, save_json
 from model.config import NUM_CODEBOOKS
+from model.refusal import INPUT_ERRORS, refuse
 
 ROW_GROUP = 256  # a training row costs decoding its row group once; small ones keep shuffled reading cheap
 SMALL_COLUMNS = ["id", "speaker", "language", "kind", "seconds", "tokens"]
@@ -224,10 +225,9 @@ def main(argv=None) -> int:
         settings = Settings(**{**same, **optional, "voices": tuple(args.voices), "gates": gates})
         engine = Engine(args.engine, args.workers, args.gpu_workers, args.address)
         manifest = build(args.inputs, args.out, settings, engine, parse_shard(args.shard), args.rows_per_shard, args.layout, args.limit)
-    except (ValueError, OSError, ImportError) as error:
+    except INPUT_ERRORS as error:
         remedy = ": free some space and run the same command again, it goes on" if getattr(error, "errno", 0) == errno.ENOSPC else ""
-        print(f"error: {' '.join(str(error).split())}{remedy}", file=sys.stderr)
-        return 2
+        return refuse(error, remedy)
     if manifest is None:
         print(f"share {args.shard} of the parts is done; the same command without --shard makes the shards")
     else:

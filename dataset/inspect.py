@@ -18,6 +18,7 @@ from dataset.parquet_rows import ParquetRows, Row, find_files
 from model.audio import write_wav
 from model.checkpoint import replace_atomic
 from model.config import FRAME_SAMPLES, NUM_CODEBOOKS, SAMPLE_RATE, OmniConfig, audio_ids_for
+from model.refusal import refuse
 
 MAX_LENGTH = 4096  # positions of the picture; longer rows are cut
 SUFFIXES = {b"fLaC": ".flac", b"RIFF": ".wav", b"OggS": ".ogg", b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png"}
@@ -98,8 +99,7 @@ def main(argv=None) -> int:
     try:
         inspect(args)
     except (ValueError, OSError, IndexError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return refuse(error)
     return 0
 
 

@@ -19,6 +19,7 @@ from dataset.omni_dataset import check_tags, decode_image
 from dataset.parquet_rows import ParquetRows, Row, find_files
 from model.audio import read_audio
 from model.config import INPUT_RATE, OmniConfig
+from model.refusal import refuse
 
 Fault = tuple[str, int | None, str]  # file, row within it or None, what is wrong
 
@@ -90,8 +91,7 @@ def main(argv=None) -> int:
                 print(f"stopped after {count} faults")
                 break
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return refuse(error)
     if not count:
         print("no faults")
     return 1 if count else 0

@@ -1,12 +1,13 @@
 """What the commands of this folder that examine a pack share: their common flags, the data they read, and how they end."""
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+
+from model.refusal import INPUT_ERRORS, refuse
 
 
 def pack_parser(description: str) -> argparse.ArgumentParser:
@@ -21,12 +22,11 @@ def pack_parser(description: str) -> argparse.ArgumentParser:
 
 
 def exit_code(run: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
-    """0 after `run(args)`; 2, with one line on stderr, for wrong input: by convention its errors name the input and the remedy."""
+    """0 after `run(args)`; 2, with one line on stderr, for wrong input."""
     try:
         run(args)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    except INPUT_ERRORS as error:
+        return refuse(error)
     return 0
 
 

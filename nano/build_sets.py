@@ -33,6 +33,7 @@ from dataset.clean import Gates
 from dataset.engines import Engine
 from dataset.sources import UNSPOKEN
 from model.checkpoint import replace_atomic
+from model.refusal import INPUT_ERRORS, refuse
 from nano import multi_turn, scenes
 from nano.corpus import SEED, read_jsonl
 from nano.multi_turn import as_talks, replies, user_turns
@@ -270,9 +271,8 @@ def main(argv=None):
                 silence_replies(conversations)
             manifest = build_set(name, conversations, args)
             print(f"{args.out}/{name}: {manifest['rows']} rows, {manifest['hours']:.2f} h of speech, {manifest['rejected']} rejected")
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    except INPUT_ERRORS as error:
+        return refuse(error)
     return 0
 
 

@@ -41,6 +41,7 @@ from model.audio import resample
 from model.config import FRAME_SAMPLES, INPUT_RATE, SAMPLE_RATE
 from model.encoders import CAMPPlus, _funasr_classes
 from model.mimi import Mimi
+from model.refusal import INPUT_ERRORS, refuse
 from scripts.bench_table import table_line
 from scripts.bench_train import alone
 
@@ -280,9 +281,8 @@ def main(argv=None) -> int:
         if min(args.utterances) < 1:
             raise ValueError("--utterances must be 1 or more")
         result = {"stages": stages, "whole": whole}[args.what](args)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    except INPUT_ERRORS as error:
+        return refuse(error)
     print(json.dumps(result))
     return 0
 

@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 from model.checkpoint import check_state, read_sidecar, save_atomic, save_json  # noqa: E402
 from model.config import OmniConfig  # noqa: E402
 from model.model_omni import MiniMindOmni  # noqa: E402
+from model.refusal import refuse  # noqa: E402
 from model.transformers_folder import CONFIG, config_to_json, is_transformers_folder, read_config  # noqa: E402
 from model.weight_files import BIN, HEAD, SAFETENSORS, infer_config, load_folder, load_weights, migrate  # noqa: E402
 
@@ -129,8 +130,7 @@ def main(argv: list[str] | None = None) -> int:
         else:
             to_transformers(args.source, args.target, args.tokenizer, args.frozen_dir, args.bin)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return refuse(error)
     print(f"{args.source} -> {args.target}, read back and equal")
     return 0
 

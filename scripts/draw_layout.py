@@ -19,6 +19,7 @@ from dataset.omni_dataset import BadRow, OmniDataset, OmniSample, Variants  # no
 from engine.chat import load_tokenizer  # noqa: E402
 from model.config import IGNORE, NUM_CODEBOOKS, NUM_STREAMS, OmniConfig  # noqa: E402
 from model.encoders import sensevoice_frames  # noqa: E402
+from model.refusal import refuse  # noqa: E402
 
 KINDS = {  # what a cell can be -> (fill, words of the legend)
     "pad": ("#f1f3f5", "pad"),
@@ -161,8 +162,7 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(sample, BadRow):
             raise ValueError(f"row {args.row} of {sample.file} is broken: {sample.reason}")
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return refuse(error)
     targets = (sample.text_labels != IGNORE).nonzero()
     start = int(targets[0]) + 1 if len(targets) else -1  # labels stand one position before what they name
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ from model.audio import write_wav
 from model.config import SAMPLE_RATE
 from model.mimi import Mimi
 from model.model_omni import MiniMindOmni
+from model.refusal import refuse
 from trainer.train_sft_omni import main as train
 
 MAX_FRAMES = 125  # 10 s
@@ -57,8 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         speaker = Speaker(own.speak_with, own.speak_text, own.speak_voice)
     except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return refuse(error)
     return train(rest, speaker)
 
 

@@ -24,7 +24,8 @@ from engine.chat import Chat, pick_device, released_config
 from engine.generate import GenerationParams
 from engine.model_menu import scan
 from eval_omni import (NANO_PACK, RELEASED, RELEASED_WEIGHTS, ROOT, TEMPERATURE, Parser, add_model_arguments, load_chat, locate, number,
-                       one_line, pack_folder, world_of)
+                       pack_folder, world_of)
+from model.refusal import INPUT_ERRORS, refuse
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
@@ -93,9 +94,8 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
         app = build_app(args)
-    except (ValueError, OSError, ImportError) as error:  # by convention these name wrong input and its remedy
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
+    except INPUT_ERRORS as error:
+        return refuse(error)
     if args.host not in LOOPBACK and args.api_key is None and args.auth is None:
         print("warning: anybody who can reach this machine can use the server; set --api-key or --auth", file=sys.stderr)
     scheme = "https" if args.ssl_certfile else "http"

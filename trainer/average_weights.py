@@ -15,6 +15,7 @@ from torch import Tensor
 from model.checkpoint import load_strict, load_weights, read_sidecar, save_model
 from model.config import OmniConfig
 from model.model_omni import MiniMindOmni
+from model.refusal import refuse
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict]:
@@ -57,8 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         model, sidecar = average(paths)
         save_model(model, args.out, {name: value for name, value in sidecar.items() if name != "config"} | {"averaged": len(paths)})
     except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return refuse(error)
     print(f"mean of {len(paths)} -> {args.out}")
     return 0
 
