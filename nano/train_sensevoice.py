@@ -10,7 +10,7 @@
     python -m nano.train_sensevoice --render_only --workers 16          # the speech alone, by processor cores
     python -m nano.train_sensevoice --device cuda --minutes 4
     python -m nano.train_sensevoice --batch_size 24 --utterances 12000 --steps 4500   # about 50 minutes on two CPU cores
-    python -m nano.train_sensevoice --start_from nano/ears/SenseVoiceSmall --questions out/nano/data/a2a_train --minutes 40
+    python -m nano.train_sensevoice --start_from model/nano/SenseVoiceSmall --questions out/nano/data/a2a_train --minutes 40
 """
 import argparse
 import csv

@@ -55,6 +55,7 @@ def test_schedule():
     ("all", "all", ("talker.", "audio_proj.", "vision_proj.")),
     ("all", "last1", ("model.layers.2.", "talker.", "audio_proj.", "vision_proj.")),
     ("audio_proj", "none", ("audio_proj.",)),
+    ("spelling", "none", ("audio_proj.",)),
     ("thinker", "none", ("audio_proj.", "vision_proj.", "model.layers.1.", "model.layers.2.", "model.norm.")),
     ("vision_proj", "last1", ("vision_proj.",)),
 ])
