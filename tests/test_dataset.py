@@ -371,6 +371,15 @@ def test_letters_stand_where_their_frames_do(tmp_path, tokenizer):
     assert "2 numbers for 3 frames" in dataset([[0.0, 2.5]])[0].reason
 
 
+def test_a_row_may_end_with_its_text(tmp_path, tokenizer):
+    path = write(tmp_path / "a.parquet", [t2a_row()])
+    spoken, written = (OmniDataset(path, tokenizer, CONFIG, 512, Variants.fixed(speech=speech))[0] for speech in (True, False))
+    length = written.input_ids.shape[1]
+    assert length < spoken.input_ids.shape[1] and (written.audio_labels == IGNORE).all()
+    assert (written.input_ids[:-1] == CONFIG.audio_pad_token).all(), "and has no voice prompt"
+    assert torch.equal(written.text_labels, spoken.text_labels[:length]) and (spoken.text_labels[length:] == IGNORE).all()
+
+
 def test_spoken_rows_need_the_frame_count(tmp_path, tokenizer):
     path = write(tmp_path / "a.parquet", [t2a_row(question_audios=[wav_bytes()])])
     with pytest.raises(RuntimeError, match="audio_frames"):

@@ -72,6 +72,11 @@ def test_sets_are_planned_built_and_valid(tmp_path):
             assert len(row["answer_audios"]) == len(asked) and all(row["answer_audios"]) and row["kind"]
             assert len(row["question_audios"]) == (0 if name == "t2a_train" else len(asked))
             assert (len(row["image_bytes"]) == 1) == (name == "mix_heldout") == asked[0].startswith("<image>\n")
+    build_sets.silence_replies(found["a2a_train"])
+    build_sets.build_set("a2a_train", found["a2a_train"], args)
+    for row in pq.read_table(tmp_path / "data" / "a2a_train" / "shard-00000.parquet").to_pylist():
+        assert row["question_audios"][0] and row["answer_audios"] == [[]], "asked aloud, answered in text"
+        assert row["speaker"] in TRAIN_VOICES
     rows = pq.read_table(tmp_path / "data" / "t2a_train" / "shard-00000.parquet").to_pylist()
     row = next(row for row in rows if row["speaker"] == "rms")
     text = json.loads(row["conversations"])[1]["content"]
