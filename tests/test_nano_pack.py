@@ -82,7 +82,7 @@ def test_the_ear_writes_down_what_it_hears():
     heldout, rng = read_jsonl(PACK / HELDOUT), random.Random(SEED)
     asked = [rng.choice([item["question"] for item in heldout if item["kind"] == kind]) for kind in KINDS]
     clips = [read_audio(PACK / "examples" / f"audio-{i:02d}-{voice}.wav", INPUT_RATE) for i, voice in enumerate(ASKERS, 1)]
-    ear = SenseVoice.load(PACK.parents[1] / "nano" / "ears" / "SenseVoiceSmall")
+    ear = SenseVoice.load(PACK / "SenseVoiceSmall")
     assert wer([(text, ear.transcribe(clip)) for text, clip in zip(asked[:2], clips)]) <= 0.4
 
 
