@@ -19,7 +19,7 @@ import torch
 from dataset.augment import AugmentOptions, augment
 from dataset.parquet_rows import ParquetRows, Row
 from model.config import IGNORE, INPUT_RATE, NUM_STREAMS, OmniConfig
-from model.sequence import build_training_row, pad_inputs, pad_rows, template_is_plain, tokenize_turns
+from model.sequence import build_training_row, encode_text, pad_inputs, pad_rows, template_is_plain, tokenize_turns
 
 logger = logging.getLogger(__name__)
 
@@ -206,7 +206,7 @@ class OmniDataset(torch.utils.data.Dataset):
             if words is None:
                 wav, num_pads = None, 0
             else:
-                said = torch.tensor(self.tokenizer(words, add_special_tokens=False)["input_ids"], dtype=torch.int64)
+                said = torch.tensor(encode_text(self.tokenizer, words), dtype=torch.int64)
         images = []
         if row.images:
             check_tags(row)

@@ -217,11 +217,11 @@ def save_folder(ear, options, tokenizer, folder):
 
 def load_ear(ear, folder):
     """Undo of save_folder, for the weights and the normalisation. RuntimeError when they are of another shape."""
-    state = load_weights(Path(folder) / "model.pt")
-    lines = (Path(folder) / "am.mvn").read_text(encoding="utf-8").splitlines()
-    for name, line in zip(("shift", "scale"), (line for line in lines if line.startswith("<LearnRateCoef>"))):
-        state[name] = torch.tensor([float(number) for number in line.split("[")[1].split("]")[0].split()])
-    ear.load_state_dict({k: v.float() for k, v in state.items() if k != "embed.weight"})
+    saved = SenseVoice.load(folder)
+    ear.encoder.load_state_dict(saved.encoder.state_dict())
+    ear.ctc["ctc_lo"].load_state_dict(dict(zip(("weight", "bias"), saved.head)))
+    for buffer, values in zip((ear.shift, ear.scale), saved.frontend.cmvn):
+        buffer.copy_(values)
 
 
 # training

@@ -4,6 +4,7 @@
 - Nothing is rounded: tensors keep their dtype, names and values; every conversion is read back and compared.
 - The folder holds config, tokenizer, generation config, safetensors (with --bin also pytorch_model.bin, which vLLM-Omni reads) and
   the model's source, so that AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True) works without this project.
+  (For those who trust a folder they wrote with this script: Transformers knows no such model. The project itself never runs such code.)
 - Sizes come from the .pth's sidecar; without one, from the shapes of its weights.
 
     python -m scripts.convert_omni out/sft_omni_768.pth minimind-3o

@@ -1,6 +1,7 @@
 """MiniMind-O as a Transformers model. scripts/convert_omni.py copies this file, and those it imports, into the folders it writes.
 
 - `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` finds it there; tested with Transformers 4.57 and 5.23.
+  (Transformers has no MiniMind-O of its own, so a folder brings its code: load only folders whose code you trust, such as your own.)
 - The layers are the project's own, so the logits are the same by construction; this file only adapts configuration and cache.
 - `generate()` writes text, for padded batches too. With nine rows (B, 9, T) `forward` gives the speech logits as well; turning
   those into a stream of sound is the work of the project's engine, not of this file.

@@ -57,6 +57,13 @@ speech() {  # what the codec learns from
     touch "$WORK/speech/.complete"
 }
 
+talks() {  # talks FOLDER OPTIONS...: conversations with spoken questions and pictures
+    local folder=$1
+    shift
+    $PYTHON -m nano.build_sets a2a multi i2t --corpus "$WORK/corpus" --codec "$WORK/codec/targets.pt" \
+        --speaker_encoder "$PACK/campplus" --tokenizer "$PACK" --out "$folder" "$@"
+}
+
 codec() {
     # shellcheck disable=SC2086
     $PYTHON -m nano.train_mimi --speech "$WORK/speech" --out "$WORK/codec" --device "$DEVICE" $CODEC_SIZE $CODEC_LENGTH
@@ -122,11 +129,10 @@ if [ "$SENSES" = 1 ]; then
         --speech "$WORK/speech_heard" --work "$WORK/sensevoice" --out "$PACK/SenseVoiceSmall" $EARS
     step eyes      "$PACK/siglip2-base-p32-256-ve/config.json" $PYTHON -m nano.train_siglip --device "$DEVICE" \
         --work "$WORK/siglip" --out "$PACK/siglip2-base-p32-256-ve" $EYES
-    sets="$PYTHON -m nano.build_sets a2a multi i2t --corpus $WORK/corpus --codec $WORK/codec/targets.pt --speaker_encoder $PACK/campplus"
     # shellcheck disable=SC2086
-    step asked     "$WORK/data/told_heldout/manifest.json" $sets --unspoken $TALKS --tokenizer "$PACK" --out "$WORK/data"
+    step asked     "$WORK/data/told_heldout/manifest.json" talks "$WORK/data" --unspoken $TALKS
     # shellcheck disable=SC2086
-    step spoken    "$WORK/data/spoken/told_heldout/manifest.json" $sets $SPOKEN --tokenizer "$PACK" --out "$WORK/data/spoken"
+    step spoken    "$WORK/data/spoken/told_heldout/manifest.json" talks "$WORK/data/spoken" $SPOKEN
     step examples  "$PACK/examples" $PYTHON -m nano.build_examples --corpus "$WORK/corpus" --out "$PACK/examples"
     # The released recipe trains a projector and then everything, for each sense. Here the audio projector first learns to write what is
     # said, then projectors and Thinker learn together, from the text alone and only above the bridge: a step costs a third, and the
