@@ -2,6 +2,7 @@
 
 - `t2a`: typed questions, spoken answers; `a2a`: spoken questions; `multi`: conversations of several turns; `i2t`: questions about pictures,
   typed ("i2t"), spoken ("mix") and (held out only) "told". Each NAME has `NAME_train` and held-out parts, one folder of shards per part.
+  More conversations, as text alone, are in `typed_train`.
 - Answers are said by the main voice and a share of them by the others, too (nano/speech.py); one voice answers a conversation.
 - Held-out questions are asked as flite speaks: by training voices (`_heldout`), by them under 10 dB of pink noise (`_noisy`), and by kal16
   (`_unseen`).
@@ -14,6 +15,7 @@
     python -m nano.build_sets a2a multi i2t --codec model/nano/mimi --workers 16
 """
 import argparse
+import hashlib
 import json
 import os
 import random
@@ -104,6 +106,14 @@ def talked(name, talks, asked, share, seed):
     return found
 
 
+def typed(name, talks):
+    """Conversations that nobody speaks: what a Thinker learns of them costs no synthesis."""
+    found = [conversation(f"{name}-{i}", [dict(message) for message in talk["messages"]], talk["kind"], MAIN_VOICE)
+             for i, talk in enumerate(talks)]
+    silence_replies(found)
+    return found
+
+
 def pictured(variant, name, items, asked, folder, share, seed):
     """I2T: questions about the pictures in `folder`; "mix" asks the first len(asked) aloud, "told" describes the scene instead."""
     rng, found = random.Random(f"{seed} {name}"), []
@@ -127,10 +137,11 @@ def noisy(asked, folder):
     folder.mkdir(parents=True, exist_ok=True)
     paths = {}
     for utterance in dict.fromkeys(utterance for turns in asked for utterance in turns):
-        path = paths[utterance] = (folder / f"{len(paths):05d}.flac").resolve()
+        digest = hashlib.blake2b(repr(utterance).encode(), digest_size=8).hexdigest()  # another text is another file
+        path = paths[utterance] = (folder / f"{digest}.flac").resolve()
         if not path.exists():
             wav = synthesise(utterance.text, utterance.voice, utterance.rate, utterance.pitch).astype(np.float32) / 32768
-            wav = add_noise(wav, pink_noise(len(wav), np.random.default_rng(len(paths))), NOISE_DB).clip(-1, 1)
+            wav = add_noise(wav, pink_noise(len(wav), np.random.default_rng(int(digest, 16))), NOISE_DB).clip(-1, 1)
             replace_atomic(path, partial(sf.write, data=wav, samplerate=RATE, format="FLAC", subtype="PCM_16"))
     return [[paths[utterance] for utterance in turns] for turns in asked]
 
@@ -192,8 +203,10 @@ def plan_sets(args):
     corpus = {part: read_jsonl(Path(args.corpus) / f"{part}.jsonl") for part in ("train", "words", "heldout")}
     found = {}
     if "multi" in args.sets:
-        talks, other_talks = multi_turn.build(corpus["train"], corpus["heldout"], random.Random(args.seed), args.conversations)
+        talks, other_talks = multi_turn.build(corpus["train"], corpus["heldout"], random.Random(args.seed), args.conversations + args.typed)
+        talks, only_typed = talks[:args.conversations], talks[args.conversations:]
         found |= spoken("multi", talks[:args.limit], other_talks[:args.limit], args)
+        found["typed_train"] = typed("typed_train", only_typed[:args.limit])
     corpus = {part: items[:args.limit] for part, items in corpus.items()}
     if "t2a" in args.sets:
         found |= t2a(args, corpus)
@@ -246,6 +259,7 @@ def parse_args(argv=None):
     parser.add_argument("--strangers", type=float, default=0.0, help="t2a: share of the answers that a made-up speaker says, too")
     parser.add_argument("--askings", type=int, default=2, help="a2a: rows for each pair of the corpus")
     parser.add_argument("--conversations", type=int, default=6000, help="multi: at most so many for training")
+    parser.add_argument("--typed", type=int, default=0, help="multi: at most so many more, which are text alone")
     parser.add_argument("--questions", type=int, default=20_000, help="i2t: for training")
     parser.add_argument("--spoken", type=int, default=6000, help="i2t: how many of them are also asked aloud")
     parser.add_argument("--per_picture", type=int, default=2, help="i2t: training questions about one picture")

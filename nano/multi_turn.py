@@ -2,6 +2,7 @@
 
 - A family is a table of rows, some openings ("My name is Anna. => Hello Anna, ...") and some closings ("What is my name? => Your name is
   Anna."); every opening goes with every closing. Now and then an unrelated question of the corpus comes between.
+- A share of the training conversations changes the subject ("apart"): the last question is one of the corpus and needs nothing before it.
 - Closed vocabulary: a form whose reply has a word that the corpus does not teach the Talker is not used.
 - Held out are whole last replies: no training conversation, and no training pair of the corpus, says such a sentence.
 - The random.Random decides which of the many possible conversations are kept; the rest is fixed.
@@ -16,6 +17,7 @@ from nano.forms import article, sentence
 HELD_OUT_SHARE = 0.04  # of a family's last replies, at least HELD_OUT_LEAST
 HELD_OUT_LEAST = 6
 FILLER_SHARE = 0.25  # of the conversations have an unrelated turn in between
+APART_SHARE = 0.2  # of the training conversations change the subject
 FILLER_KINDS = ("animals", "colors", "foods", "opposites", "countries", "tools", "order")
 ROOMS = ("kitchen", "bedroom", "bathroom", "garage", "garden", "office", "studio", "living room")
 PEOPLE = {"mother": "she", "father": "he", "sister": "she", "brother": "he", "grandmother": "she", "grandfather": "he", "uncle": "he",
@@ -130,15 +132,14 @@ def build(train, heldout, rng, count=6000):
     """Conversations: (train, heldout), lists of {"messages": [{"role", "content"}, ...], "kind"}.
 
     train, heldout: the corpus (lists of {"question", "answer", "kind"}); up to `count` training conversations, all different, about as many
-    of each kind. Whatever the corpus does not teach to pronounce is left out.
+    of each kind. Whatever the corpus does not teach to pronounce is left out. The held-out ones depend on corpus and `rng` alone.
     """
     said = {normalise(item["answer"]) for item in train}
     reserved = {normalise(item["answer"]) for item in heldout}
     fillers = [item for item in train if item["kind"] in FILLER_KINDS]
     found = families(rng)
     vocabulary = {word for item in train for word in words(item["answer"])}
-    parts = {"train": [], "heldout": again(heldout, rng, 3 * HELD_OUT_LEAST)}
-    share = count // (len(found) + 1)
+    held_out, taught = again(heldout, rng, 3 * HELD_OUT_LEAST), {}
     for kind, family in found.items():
         endings = defaultdict(list)  # last reply -> the (row, openings, closing) that lead to it
         for row in family.rows:
@@ -149,13 +150,15 @@ def build(train, heldout, rng, count=6000):
                     endings[normalise(reply)].append((row, openings, closing))
         free = sorted(set(endings) - said)
         kept_apart = set(rng.sample(free, max(HELD_OUT_LEAST, round(HELD_OUT_SHARE * len(free)))))
-        taught = [pair for reply, pairs in endings.items() if reply not in kept_apart | reserved for pair in pairs]
-        parts["train"] += talks(kind, family.pause, taught, share, fillers, rng)
+        taught[kind] = [pair for reply, pairs in endings.items() if reply not in kept_apart | reserved for pair in pairs]
         chosen = [rng.choice(endings[reply]) for reply in sorted(kept_apart)]
-        parts["heldout"] += talks(kind, family.pause, chosen, len(chosen), fillers, rng)
-    parts["train"] += again(train, rng, share)
-    rng.shuffle(parts["train"])
-    return parts["train"], parts["heldout"]
+        held_out += talks(kind, family.pause, chosen, len(chosen), fillers, rng)
+    share = round((1 - APART_SHARE) * count) // (len(found) + 1)  # only from here on: what is held out does not depend on `count`
+    learnt = [talk for kind, family in found.items() for talk in talks(kind, family.pause, taught[kind], share, fillers, rng)]
+    learnt += again(train, rng, share)
+    learnt += apart(learnt, train, rng, round(APART_SHARE * count))
+    rng.shuffle(learnt)
+    return learnt, held_out
 
 
 def fill(form, row):
@@ -185,6 +188,13 @@ def again(items, rng, count):
     items = [item for item in items if item["kind"] == "say after me"]
     return [conversation("again", [(item["question"], item["answer"]), (sentence(rng.choice(asked)), item["answer"])])
             for item in rng.sample(items, min(count, len(items)))]
+
+
+def apart(talks, items, rng, count):
+    """A first turn, of one of `talks` or a pair of the corpus, and then a pair that has nothing to do with it."""
+    first = [talk["messages"][:2] for talk in talks] + [pair["messages"] for pair in as_talks(items)]
+    return [{"messages": rng.choice(first) + pair["messages"], "kind": "apart"}
+            for pair in as_talks(rng.sample(items, min(count, len(items))))]
 
 
 def conversation(kind, turns):

@@ -248,14 +248,28 @@ def test_conversations_are_many_and_different(talks):
     kinds = Counter(talk["kind"] for talk in train)
     assert len(kinds) >= 6 and min(kinds.values()) >= 50 and len(train) > 3000
     assert len({json.dumps(talk["messages"]) for talk in train}) == len(train)
-    assert {talk["kind"] for talk in heldout} == set(kinds) and len(heldout) >= 60
+    assert {talk["kind"] for talk in heldout} == set(kinds) - {"apart"} and len(heldout) >= 60
     for talk in train + heldout:
         assert [m["role"] for m in talk["messages"]] == ["user", "assistant"] * (len(talk["messages"]) // 2) and len(talk["messages"]) >= 4
 
 
+def test_what_is_held_out_does_not_depend_on_how_much_is_taught(talks, pairs):
+    """A pack's stages learn from sets of different sizes; none may have seen what the others hold out."""
+    fewer = multi_turn.build(*pairs, random.Random(1), count=500)
+    assert fewer[1] == talks[1] and len(fewer[0]) < len(talks[0])
+
+
+def test_some_conversations_change_the_subject(talks, pairs):
+    """The last question is a pair of the corpus, word for word, after a turn that has nothing to do with it."""
+    asked = {pair["question"]: pair["answer"] for pair in pairs[0]}
+    changed = [talk["messages"] for talk in talks[0] if talk["kind"] == "apart"]
+    assert len(changed) > 300 and all(len(messages) == 4 for messages in changed)
+    assert all(asked[messages[2]["content"]] == messages[3]["content"] for messages in changed)
+
+
 def test_the_last_question_alone_does_not_say_the_answer(talks):
     answers, kinds = defaultdict(set), {}
-    for talk in talks[0]:
+    for talk in (talk for talk in talks[0] if talk["kind"] != "apart"):
         question = talk["messages"][-2]["content"]
         answers[question].add(last(talk))
         kinds[question] = talk["kind"]
