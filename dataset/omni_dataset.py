@@ -53,7 +53,8 @@ class Variants:
     # be read from the text, where otherwise the speech so far tells most of it (word dropout: Bowman et al. 2016, section 3.1).
     history_dropout: float = 0.0
     speech: bool = True  # the reply's codes are in the row; a Thinker that learns alone is spared their positions, a third of all
-    augment: AugmentOptions | None = field(default_factory=AugmentOptions)  # of the spoken question
+    augment: AugmentOptions | None = field(default_factory=AugmentOptions)  # of the spoken question ...
+    augment_share: float = 1.0  # ... in this share of the rows; in the others it stays as it is
 
     @classmethod
     def fixed(cls, **changes) -> "Variants":
@@ -270,7 +271,8 @@ class OmniDataset(torch.utils.data.Dataset):
             raise ValueError(f"question_audios: {error}") from error
         if self.audio_frames(len(wav)) < 1:
             raise ValueError(f"the spoken question of {len(wav)} samples is too short for one feature vector")
-        if self.variants.augment is not None:
+        share = self.variants.augment_share
+        if self.variants.augment is not None and (share == 1 or rng.random() < share):
             changed = augment(wav, rng, self.variants.augment)
             wav = changed if self.audio_frames(len(changed)) else wav  # speeding up a mere click may leave nothing
         return torch.from_numpy(np.ascontiguousarray(wav)), self.audio_frames(len(wav))

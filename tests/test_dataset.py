@@ -221,6 +221,16 @@ def test_images_keep_their_order_and_stay_with_a_heard_question(dataset, tokeniz
     assert user == "<|audio_pad|>" * 5 + f"\n\n{image}\n{image}"
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_share_of_the_questions_is_augmented(dataset, share):
+    row = dict(conversations=chat("Hi", "Hello."), question_audios=[wav_bytes(1)])
+    clean = dataset([row], Variants.fixed())[0].wav
+    loud = AugmentOptions(speed=0, gain=1, gain_db=(3.0, 6.0))
+    data = dataset([row], Variants.fixed(augment=loud, augment_share=share))
+    as_it_was = [torch.equal(data.sample(0, epoch).wav, clean) for epoch in range(60)]
+    assert sum(as_it_was) / 60 == pytest.approx(1 - share, abs=0.2 if share == 0.5 else 0)
+
+
 def test_scheduled_sampling_touches_only_the_reply(dataset, tokenizer):
     row = t2a_row(conversations=chat("Hi <image>", "word " * 60), answer_audios=[codes(60)], question_audios=[wav_bytes(1)],
                   image_bytes=[png_bytes()])

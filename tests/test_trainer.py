@@ -204,9 +204,10 @@ def test_only_a_learning_thinker_reads_wrong_words(world):
 
 
 def test_the_mix_of_questions_can_be_chosen(world, capsys):
-    usual, all_sound = (Trainer(parse_args([*command(world), *more]), CPU).data.rows.data.variants.question_mix
-                        for more in ([], ["--question_mix", "1", "0", "0", "0"]))
-    assert usual == (0.4, 0.2, 0.2, 0.2) and all_sound == (1, 0, 0, 0)
+    usual, chosen = (Trainer(parse_args([*command(world), *more]), CPU).data.rows.data.variants
+                     for more in ([], ["--question_mix", "1", "0", "0", "0", "--augment_share", "0.5"]))
+    assert usual.question_mix == (0.4, 0.2, 0.2, 0.2) and chosen.question_mix == (1, 0, 0, 0)
+    assert usual.augment_share == 1 and chosen.augment_share == 0.5
     with pytest.raises(SystemExit):
         parse_args([*command(world), "--question_mix", "1", "1", "0", "0"])
     assert "sum to 1" in capsys.readouterr().err

@@ -54,6 +54,8 @@ def parse(description: str, argv: list[str] | None = None) -> argparse.Namespace
         "tokenizer makes it longer than the question, and every batch is as long as its longest row")
     add("--question_mix", type=float, nargs=4, metavar="SHARE", help="spoken questions put as sound alone, text alone, sound and text, "
         "text and sound (default: 0.4 0.2 0.2 0.2); 1 0 0 0 for a Thinker that reads them already and has to learn to hear")
+    add("--augment_share", type=float, default=1.0, help="share of the spoken questions that are roughened (dataset/augment.py); the rest "
+        "is heard as recorded, which a small ear needs to learn at all")
     add("--history_dropout", type=float, default=0.0, help="up to this share of a reply's codes is hidden from the Talker: with little "
         "speech to learn from, it reads the text sooner")
     add("--guided_attention", type=float, default=0.0, help="weight of a loss that shows the Talker which word is being said "
@@ -87,6 +89,8 @@ def parse(description: str, argv: list[str] | None = None) -> argparse.Namespace
         p.error("--codebook_weights must not be negative, nor all 0")
     if args.mode == "spelling" and not args.spelling:
         p.error("--mode spelling has no other loss: give --spelling a weight, e.g. 1")
+    if not 0 <= args.augment_share <= 1:
+        p.error("--augment_share is a share: from 0 to 1")
     if args.question_mix and (min(args.question_mix) < 0 or abs(sum(args.question_mix) - 1) > 1e-6):
         p.error("--question_mix must be four shares that sum to 1")
     return args

@@ -99,6 +99,7 @@ def open_data(paths: list[str | Path], tokenizer, config: OmniConfig, args: argp
     """The training data of the command line's settings. FileNotFoundError or ValueError for unusable files."""
     # Wrong text tokens teach the Thinker to recover; a frozen one would only hand the Talker words that are not the ones spoken.
     variants = Variants(system=args.system_share, history_dropout=args.history_dropout, speech=args.mode not in ("thinker", "spelling"),
+                        augment_share=args.augment_share,
                         **({"text_sampling": 0.0} if args.freeze_backbone == "all" else {}),
                         **({"question_mix": tuple(args.question_mix)} if args.question_mix else {}))
     data = OmniDataset(paths, tokenizer, config, args.max_seq_len, variants, seed=args.seed, audio_frames=audio_frames)
