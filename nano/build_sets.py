@@ -162,7 +162,7 @@ def paint(seed, heldout, folder, number):
 def t2a(args, corpus):
     """{name: conversations}."""
     found = {}
-    for part in ("train", "words", "heldout"):
+    for part in ("train", "sentences", "words", "heldout"):
         items = corpus[part]
         answers = [item["answer"] for item in items]
         said = voiced(answers, 1.0 if part == "heldout" else args.others, args.seed)
@@ -200,7 +200,8 @@ def i2t(args):
 
 def plan_sets(args):
     """{name: conversations} of all --sets; deterministic for a seed."""
-    corpus = {part: read_jsonl(Path(args.corpus) / f"{part}.jsonl") for part in ("train", "words", "heldout")}
+    aloud = ("sentences", "words") if "t2a" in args.sets else ()  # what is only read aloud
+    corpus = {part: read_jsonl(Path(args.corpus) / f"{part}.jsonl") for part in ("train", "heldout", *aloud)}
     found = {}
     if "multi" in args.sets:
         talks, other_talks = multi_turn.build(corpus["train"], corpus["heldout"], random.Random(args.seed), args.conversations + args.typed)

@@ -3,8 +3,8 @@
 - Facts (nano/world.py) said in several forms (nano/forms.py) plus sentences to repeat and little stories (nano/sayings.py).
 - A held-out pair's question and answer sentences occur nowhere in training; the fact and the form do, each with others.
 - Closed vocabulary: every answer word occurs in at least MIN_COUNT training answers.
-- Beside it, lists of words in no order, to be read aloud only: a Talker that has heard nothing but sentences learns what is usually
-  said rather than what is written.
+- Beside it, to be read aloud only: further sentences from the same words, since a Talker needs more of them than a Thinker needs facts;
+  and lists of words in no order, since one that has heard nothing but sentences learns what is usually said rather than what is written.
 - One seed decides everything: the same files on every machine.
 
     python -m nano.corpus --out out/nano/corpus
@@ -28,6 +28,7 @@ MIN_COUNT = 20  # training answers in which a word occurs; spoken by three voice
 NUM_SAYINGS = 3000
 NUM_READING = 130  # of each little story
 NUM_PICTURE_SENTENCES = 800
+NUM_SENTENCES = 20_000  # drawn, of those that are read aloud only; what the corpus says already is left out
 NUM_WORD_LISTS = 6000
 WORD_LIST_LENGTHS = (1, 8)
 HELD_OUT_SHARE = 0.035  # of every kind, at least HELD_OUT_LEAST
@@ -115,6 +116,21 @@ def top_up(train, heldout, filler):
     return added
 
 
+def more_sentences(train, heldout, count=NUM_SENTENCES, seed=SEED):
+    """Up to `count` pairs to repeat, of words of `train` and none of its or the held-out sentences: half of them quote one of its facts."""
+    filler, found = sayings.Filler(random.Random(f"{seed} sentences")), {}
+    known = {normalise(item[key]) for item in train + heldout for key in ("question", "answer")}
+    vocabulary = {word for item in train for word in words(item["answer"])}
+    facts = [item["answer"] for item in train if item["kind"] != "say after me" and sayings.quotable(item["answer"])]
+    texts = dict.fromkeys(filler.fill(sayings.PATTERNS[i % len(sayings.PATTERNS)]) for i in range(count // 2))
+    pairs = sayings.repeated(filler, [text for text in texts if len(text.split()) <= 14])
+    pairs += [pair for fact in filler.rng.choices(facts, k=count // 2) if (pair := sayings.quoting(filler, [fact], tries=5))]
+    for pair in pairs:
+        if normalise(pair.answer) not in known and vocabulary.issuperset(words(pair.answer)):
+            found[normalise(pair.answer)] = as_item(pair)
+    return list(found.values())
+
+
 def word_lists(train, count=NUM_WORD_LISTS, seed=SEED):
     """`count` distinct pairs whose answer is 1-8 answer words of `train` drawn at random, as often the rare ones as the frequent."""
     vocabulary = sorted({word for item in train for word in re.findall(r"(?<=[a-z,] )[A-Za-z']+", item["answer"])})  # as inside a sentence
@@ -139,19 +155,23 @@ def read_jsonl(path):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Write the nano corpus: train.jsonl, heldout.jsonl and, to be read aloud, words.jsonl.")
+    parser = argparse.ArgumentParser(description="Write the nano corpus: train.jsonl, heldout.jsonl and, to be read aloud, sentences.jsonl "
+                                     "and words.jsonl.")
     parser.add_argument("--out", default="out/nano/corpus")
     parser.add_argument("--seed", type=int, default=SEED)
     args = parser.parse_args()
     train, heldout = build(args.seed)
     write_jsonl(train, Path(args.out) / "train.jsonl")
     write_jsonl(heldout, Path(args.out) / "heldout.jsonl")
+    sentences = more_sentences(train, heldout, seed=args.seed)
+    write_jsonl(sentences, Path(args.out) / "sentences.jsonl")
     write_jsonl(word_lists(train, seed=args.seed), Path(args.out) / "words.jsonl")
     vocabulary = {word for item in train for word in words(item["answer"])}
     held = Counter(item["kind"] for item in heldout)
     for kind, count in sorted(Counter(item["kind"] for item in train).items()):
         print(f"{kind:14} {count:6} train {held[kind]:5} held out")
-    print(f"{len(train)} training pairs, {len(heldout)} held out, {len(vocabulary)} answer words -> {args.out}")
+    print(f"{len(train)} training pairs, {len(heldout)} held out, {len(vocabulary)} answer words, {len(sentences)} more sentences "
+          f"-> {args.out}")
 
 
 if __name__ == "__main__":

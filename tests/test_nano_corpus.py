@@ -55,6 +55,17 @@ def test_a_question_has_one_answer(built):
         assert answers.setdefault(corpus.normalise(item["question"]), item["answer"]) == item["answer"], item
 
 
+def test_more_sentences_are_new_and_of_known_words(built):
+    train, heldout = built
+    more = corpus.more_sentences(train, heldout, 2000)
+    said = {corpus.normalise(item["answer"]) for item in train + heldout}
+    taught = {word for item in train for word in corpus.words(item["answer"])}
+    answers = [corpus.normalise(item["answer"]) for item in more]
+    assert len(set(answers)) == len(answers) > 1800 and not said & set(answers)
+    assert all(taught.issuperset(answer.split()) and len(answer.split()) <= 14 for answer in answers)
+    assert all(item["question"].endswith(item["answer"]) for item in more), "the question says what is to be said"
+
+
 def test_corpus_is_deterministic(built):
     assert corpus.build() == built
     assert corpus.build(seed=1)[1] != built[1]

@@ -52,18 +52,21 @@ def test_one_voice_at_one_rate_asks_a_whole_conversation():
 @needs_flite
 def test_sets_are_planned_built_and_valid(tmp_path):
     train, heldout = corpus.build()
-    for name, items in (("train", train), ("heldout", heldout), ("words", corpus.word_lists(train, 4))):
+    for name, items in (("train", train), ("heldout", heldout), ("words", corpus.word_lists(train, 4)),
+                        ("sentences", corpus.more_sentences(train, heldout, 80)[:4])):
         corpus.write_jsonl(items, tmp_path / "corpus" / f"{name}.jsonl")
     args = build_sets.parse_args([*build_sets.SETS, "--corpus", str(tmp_path / "corpus"), "--out", str(tmp_path / "data"), "--codec",
                                   str(TARGETS), "--speaker_encoder", "none", "--tokenizer", "none", "--workers", "1", "--limit", "2",
-                                  "--others", "1", "--strangers", "1", "--askings", "1", "--conversations", "400", "--questions", "4",
-                                  "--spoken", "2", "--heldout", "1"])
+                                  "--others", "1", "--strangers", "1", "--askings", "1", "--conversations", "40", "--typed", "360",
+                                  "--questions", "4", "--spoken", "2", "--heldout", "1"])
     found = build_sets.plan_sets(args)
     assert {name: len(lines) for name, lines in found.items()} == {
-        "t2a_train": 8, "t2a_words": 6, "t2a_heldout": 6, "i2t_train": 4, "mix_train": 2, "i2t_heldout": 1,
+        "t2a_train": 8, "t2a_sentences": 6, "t2a_words": 6, "t2a_heldout": 6, "i2t_train": 4, "mix_train": 2, "i2t_heldout": 1,
+        "typed_train": 2,
         "mix_heldout": 1, "told_heldout": 1, **{f"{name}_{part}": 2 for name in ("a2a", "multi")
                                                 for part in ("train", "heldout", "noisy", "unseen")}}
     assert {voice_of(line) for line in found["a2a_unseen"]} == {"kal16"} and "kal16" not in {voice_of(line) for line in found["a2a_train"]}
+    assert not any("voice" in m and m["role"] == "user" for line in found["typed_train"] for m in line["conversations"])
     for name in ("t2a_train", "multi_noisy", "mix_heldout"):
         rows = build_sets.build_set(name, found[name], args)["rows"]
         assert rows == len(found[name]) == len(ParquetRows(tmp_path / "data" / name, 512, 192))

@@ -122,7 +122,8 @@ step data      "$WORK/data/t2a_heldout/manifest.json" $PYTHON -m nano.build_sets
 step llm       "$WORK/model/llm_256.pth"       $PYTHON -m nano.train_llm --corpus "$WORK/corpus" --tokenizer_dir "$PACK" \
     --out "$WORK/model" --work "$WORK/llm" --steps "$LLM_STEPS" --device "$DEVICE" --dtype "$DTYPE"
 # The Thinker has learnt its text; frozen, it keeps it, and a step costs a third less.
-step t2a       "$WORK/model/t2a_256.pth.done"  stage t2a llm "$RATE" "$TALKER --max_steps $STEPS --warmup_steps 100" t2a_train t2a_words
+step t2a       "$WORK/model/t2a_256.pth.done"  stage t2a llm "$RATE" "$TALKER --max_steps $STEPS --warmup_steps 100" \
+    t2a_train t2a_sentences t2a_words
 last=t2a
 if [ "$SENSES" = 1 ]; then
     step ears      "$PACK/SenseVoiceSmall/model.pt" $PYTHON -m nano.train_sensevoice --corpus "$WORK/corpus" --device "$DEVICE" \
