@@ -38,7 +38,7 @@ EYES=${EYES:---steps 6000}
 SPELL_STEPS=${SPELL_STEPS:-450}
 THINK_STEPS=${THINK_STEPS:-4000}
 TALK_STEPS=${TALK_STEPS:-300}
-TALKS=${TALKS:---askings 1 --conversations 2500 --questions 4000 --spoken 1000 --heldout 120}  # sizes of their data
+TALKS=${TALKS:---askings 1 --conversations 2500 --typed 12000 --questions 8000 --spoken 1000 --heldout 120}  # sizes of their data
 SPOKEN=${SPOKEN:---askings 1 --limit 600 --conversations 250 --questions 500 --spoken 200 --heldout 4}  # ... with the replies spoken
 
 step() {  # step NAME PRODUCT COMMAND...
@@ -139,9 +139,9 @@ if [ "$SENSES" = 1 ]; then
     # said, then projectors and Thinker learn together, from the text alone and only above the bridge: a step costs a third, and the
     # Talker, which hears what it knows, speaks no worse afterwards.
     step spell     "$WORK/model/spell_256.pth.done" stage spell t2a 1e-2 "--mode spelling --spelling 1 --question_mix 1 0 0 0 \
-        --max_steps $SPELL_STEPS --warmup_steps 20" a2a_train mix_train
-    step think     "$WORK/model/think_256.pth.done" stage think spell 1.2e-3 "--mode thinker --spelling 0.3 --question_mix 0.7 0.1 0.1 0.1 \
-        --max_steps $THINK_STEPS --warmup_steps 20" a2a_train multi_train mix_train i2t_train
+        --augment_share 0.5 --max_steps $SPELL_STEPS --warmup_steps 20" a2a_train mix_train
+    step think     "$WORK/model/think_256.pth.done" stage think spell 1.2e-3 "--mode thinker --spelling 0.3 --question_mix 0.75 0.05 0.1 0.1 \
+        --augment_share 0.5 --max_steps $THINK_STEPS --warmup_steps 20" a2a_train a2a_train multi_train typed_train mix_train i2t_train
     # the Talker has never stood behind a picture or a sound: it would not end, or not begin
     step talk      "$WORK/model/talk_256.pth.done" stage talk think 5e-4 "$TALKER --max_steps $TALK_STEPS --warmup_steps 5" \
         spoken/a2a_train spoken/multi_train spoken/mix_train spoken/i2t_train t2a_train
