@@ -140,8 +140,9 @@ if [ "$SENSES" = 1 ]; then
     # Talker, which hears what it knows, speaks no worse afterwards.
     step spell     "$WORK/model/spell_256.pth.done" stage spell t2a 1e-2 "--mode spelling --spelling 1 --question_mix 1 0 0 0 \
         --augment_share 0.5 --max_steps $SPELL_STEPS --warmup_steps 20" a2a_train mix_train
-    step think     "$WORK/model/think_256.pth.done" stage think spell 1.2e-3 "--mode thinker --spelling 0.3 --question_mix 0.75 0.05 0.1 0.1 \
-        --augment_share 0.5 --max_steps $THINK_STEPS --warmup_steps 20" a2a_train a2a_train multi_train typed_train mix_train i2t_train
+    step think     "$WORK/model/think_256.pth.done" stage think spell 1.2e-3 "--mode thinker --spelling 0.3 \
+        --question_mix 0.75 0.05 0.1 0.1 --augment_share 0.5 --max_steps $THINK_STEPS --warmup_steps 20" \
+        a2a_train a2a_train multi_train typed_train mix_train i2t_train
     # the Talker has never stood behind a picture or a sound: it would not end, or not begin
     step talk      "$WORK/model/talk_256.pth.done" stage talk think 5e-4 "$TALKER --max_steps $TALK_STEPS --warmup_steps 5" \
         spoken/a2a_train spoken/multi_train spoken/mix_train spoken/i2t_train t2a_train
