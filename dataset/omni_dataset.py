@@ -271,7 +271,7 @@ class OmniDataset(torch.utils.data.Dataset):
             raise ValueError(f"question_audios: {error}") from error
         if self.audio_frames(len(wav)) < 1:
             raise ValueError(f"the spoken question of {len(wav)} samples is too short for one feature vector")
-        share = self.variants.augment_share
+        share = self.variants.augment_share  # at 1 nothing is drawn for it: rows are those of before there was a share
         if self.variants.augment is not None and (share == 1 or rng.random() < share):
             changed = augment(wav, rng, self.variants.augment)
             wav = changed if self.audio_frames(len(changed)) else wav  # speeding up a mere click may leave nothing

@@ -55,7 +55,7 @@ def parse(description: str, argv: list[str] | None = None) -> argparse.Namespace
     add("--question_mix", type=float, nargs=4, metavar="SHARE", help="spoken questions put as sound alone, text alone, sound and text, "
         "text and sound (default: 0.4 0.2 0.2 0.2); 1 0 0 0 for a Thinker that reads them already and has to learn to hear")
     add("--augment_share", type=float, default=1.0, help="share of the spoken questions that are roughened (dataset/augment.py); the rest "
-        "is heard as recorded, which a small ear needs to learn at all")
+        "is heard as recorded")
     add("--history_dropout", type=float, default=0.0, help="up to this share of a reply's codes is hidden from the Talker: with little "
         "speech to learn from, it reads the text sooner")
     add("--guided_attention", type=float, default=0.0, help="weight of a loss that shows the Talker which word is being said "
