@@ -6,11 +6,15 @@
 - Progress is a share of `--minutes` (a GPU loan) or `--steps` (a fixed recipe); either way a killed run continues where it was, and the
   speech that was rendered stays.
 - The folder has FunASR's format (config.yaml, model.pt in fp16, am.mvn, bpe.model); the report is measured on it, read back.
+- With `--speller`, a MiniMind-O, the ear also learns to be read: that model's audio projector is trained along, to write the same words in
+  the Thinker's own tokens (model/spelling.py). A frozen ear need not tell these tokens apart where its own pieces are others.
 
     python -m nano.train_sensevoice --render_only --workers 16          # the speech alone, by processor cores
     python -m nano.train_sensevoice --device cuda --minutes 4
     python -m nano.train_sensevoice --batch_size 24 --utterances 12000 --steps 4500   # about 50 minutes on two CPU cores
     python -m nano.train_sensevoice --start_from model/nano/SenseVoiceSmall --questions out/nano/data/a2a_train --minutes 40
+    python -m nano.train_sensevoice --start_from model/nano/SenseVoiceSmall --questions out/nano/data/a2a_train --minutes 40 \
+        --speller model/nano/sft_omni_256.pth --speller_out out/nano/model/heard_256.pth
 """
 import argparse
 import csv
@@ -36,24 +40,26 @@ import torch.nn.functional as F
 import yaml
 from torch import nn
 from tqdm import tqdm
+from transformers import AutoTokenizer
 
-from dataset.augment import add_noise, pink_noise
 from dataset.omni_dataset import IMAGE_TAG
 from model.audio import read_audio
-from model.checkpoint import load_weights, save_atomic, save_json
+from model.checkpoint import load_model, load_weights, read_sidecar, save_atomic, save_json, save_model
+from model.config import IGNORE
 from model.encoders import SenseVoice, _funasr_classes
 from model.hardware import fast_bfloat16
 from model.optimizers import adamw_and_muon
+from model.sequence import encode_text, pad_rows
+from model.spelling import spelling_loss
 from nano import listening, multi_turn, scenes
 from nano.corpus import normalise, read_jsonl
-from nano.speech import RATE, TRAIN_VOICES, Utterance, read_shard, render
+from nano.hearing_report import report
+from nano.speech import RATE, TRAIN_VOICES, UNSEEN_VOICE, Utterance, read_shard, render
 
 FOLDER = "SenseVoiceSmall"  # the released name: what the loader looks for in a pack
 FEATURES = 512  # what the audio projector takes
 FRONTEND = dict(fs=RATE, window="hamming", n_mels=listening.NUM_MELS, frame_length=25, frame_shift=10, lfr_m=7, lfr_n=6, dither=0.0,
                 cmvn_file=None)
-UNSEEN_VOICE = "kal16"
-NOISE_DB = 10.0  # pink noise of the report
 NUM_SCENES, NUM_TURNS = 1500, 4000  # sentences about pictures and of conversations
 RATES, PITCHES = (0.8, 1.3), (0.85, 1.2)
 CURVE = ("step", "minutes", "lr", "loss")
@@ -170,20 +176,31 @@ def train_tokenizer(texts, pieces):
 
 
 class Ear(nn.Module):
-    """The encoder with its CTC layer and normalisation; state names are FunASR's."""
+    """The encoder with its CTC layer and normalisation; state names are FunASR's. With speller, weights of a MiniMind-O, its projector."""
 
-    def __init__(self, options, vocabulary):
+    def __init__(self, options, vocabulary, speller=None):
         super().__init__()
         encoder_class, = _funasr_classes(("funasr.models.sense_voice.model", "SenseVoiceEncoderSmall"))
         self.encoder = encoder_class(input_size=listening.NUM_MELS * listening.LFR_STACK, **encoder_conf(options))
         self.ctc = nn.ModuleDict({"ctc_lo": nn.Linear(FEATURES, vocabulary)})
         self.register_buffer("shift", torch.zeros(listening.NUM_MELS * listening.LFR_STACK))
         self.register_buffer("scale", torch.ones(listening.NUM_MELS * listening.LFR_STACK))
+        if speller:
+            thinker = load_model(speller)
+            self.projector, self.blank = thinker.audio_proj, thinker.config.audio_ids[0]
+            self.register_buffer("embeddings", thinker.model.embed_tokens.weight.detach(), persistent=False)
+
+    def features(self, stacked, lens):
+        """(B, L, 560), lens (B,) -> (B, L, 512): what the Thinker's projector gets."""
+        return self.encoder((stacked + self.shift) * self.scale, lens)[0]
 
     def forward(self, stacked, lens):
         """(B, L, 560), lens (B,) -> log-probabilities (B, L, V) float32."""
-        out, _ = self.encoder((stacked + self.shift) * self.scale, lens)
-        return self.ctc["ctc_lo"](out).float().log_softmax(-1)
+        return self.scores(self.features(stacked, lens))
+
+    def scores(self, features):
+        """(B, L, 512) -> log-probabilities (B, L, V) float32."""
+        return self.ctc["ctc_lo"](features).float().log_softmax(-1)
 
 
 def encoder_conf(options):
@@ -210,9 +227,16 @@ def save_folder(ear, options, tokenizer, folder):
     (folder / "am.mvn").write_text("\n".join([*lines, "</Nnet>"]) + "\n", encoding="utf-8")
     save_json({"framework": "pytorch", "file_path_metas": {"init_param": "model.pt", "config": "config.yaml", "tokenizer_conf": {
         "bpemodel": "bpe.model"}, "frontend_conf": {"cmvn_file": "am.mvn"}}}, folder / "configuration.json")
-    state = {k: v.detach().half().cpu().clone() for k, v in ear.state_dict().items() if k not in ("shift", "scale")}
+    state = {k: v.detach().half().cpu().clone() for k, v in ear.state_dict().items() if k.startswith(("encoder.", "ctc."))}
     state["embed.weight"] = torch.zeros(16, len(ear.shift), dtype=torch.float16)  # the released model's queries; ours is not asked
     save_atomic(state, folder / "model.pt")
+
+
+def save_speller(ear, weights, path):
+    """The MiniMind-O at `weights` with the projector that was trained along, as weights of its own at `path`."""
+    model = load_model(weights)
+    model.audio_proj.load_state_dict(ear.projector.state_dict())
+    save_model(model, path, {k: v for k, v in (read_sidecar(weights) or {}).items() if k != "config"})
 
 
 def load_ear(ear, folder):
@@ -230,16 +254,16 @@ def load_ear(ear, folder):
 class Run:
     """What a run is made of and how far it is; all of it survives in `state.pt`."""
 
-    def __init__(self, options, tokenizer, device, start_from=None):
+    def __init__(self, options, tokenizer, device, start_from=None, speller=None):
         torch.manual_seed(options.seed)  # initial weights and dropout
         self.options, self.device, self.tokenizer = options, device, tokenizer
         self.pieces = sentencepiece.SentencePieceProcessor(model_proto=tokenizer)
-        self.model = Ear(options, self.pieces.vocab_size()).to(device)
+        self.model = Ear(options, self.pieces.vocab_size(), speller).to(device)
         if start_from:
             load_ear(self.model, start_from)
-        self.average = Ear(options, self.pieces.vocab_size()).to(device).requires_grad_(False).eval()
+        self.average = Ear(options, self.pieces.vocab_size(), speller).to(device).requires_grad_(False).eval()
         self.average.load_state_dict(self.model.state_dict())
-        matrices = [p for p in self.model.encoder.parameters() if p.ndim == 2]
+        matrices = [p for n, p in self.model.named_parameters() if p.ndim == 2 and n.startswith(("encoder.", "projector."))]
         self.adamw, self.muon = adamw_and_muon(self.model.parameters(), matrices, options.lr, betas=(0.9, 0.98))
         self.generator = torch.Generator(device).manual_seed(options.seed)
         self.draws = torch.Generator().manual_seed(options.seed)
@@ -290,8 +314,11 @@ def learning_rate(options, progress):
     return options.lr * min(max(progress, 1e-4) / options.warmup, 0.02 + 0.49 * (1 + math.cos(math.pi * min(progress, 1.0))))
 
 
-def train_step(run, speech, labels, progress):
-    """One optimizer step on a drawn batch; returns the CTC loss per piece as a tensor, so that nobody has to wait for it."""
+def train_step(run, speech, labels, progress, words=None):
+    """One optimizer step on a drawn batch; returns the CTC loss per piece as a tensor, so that nobody has to wait for it.
+
+    words: what each utterance says in the Thinker's tokens, for a run with a speller; its loss is then added to the one that is returned.
+    """
     options = run.options
     for group in (*run.muon.param_groups, *run.adamw.param_groups):
         group["lr"] = learning_rate(options, progress)
@@ -301,10 +328,15 @@ def train_step(run, speech, labels, progress):
     targets = [labels[row] for row in rows.tolist()]
     sizes = torch.tensor([len(target) for target in targets])
     with torch.autocast(run.device.split(":")[0], torch.bfloat16, enabled=fast_bfloat16(run.device)):
-        scores = run.model(stacked, lens)
+        features = run.model.features(stacked, lens)
+        scores = run.model.scores(features)
+        vectors = run.model.projector(features) if words else None
     targets = torch.tensor([piece for target in targets for piece in target], device=run.device)
     loss = F.ctc_loss(scores.float().transpose(0, 1), targets, lens, sizes.to(run.device), blank=0, reduction="sum", zero_infinity=True)
     loss = loss / int(sizes.sum())
+    if words:
+        spoken = pad_rows([words[row] for row in rows.tolist()], IGNORE).to(run.device)
+        loss = loss + spelling_loss(vectors, lens, spoken, run.model.embeddings, run.model.blank)
     run.model.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
@@ -317,22 +349,24 @@ def train_step(run, speech, labels, progress):
 
 
 def train(options, speech, tokenizer, work, device, steps=None, minutes=None, log_interval=50, save_interval=30, stop_after=None,
-          start_from=None):
+          start_from=None, speller=None, thinker_tokenizer=None):
     """Train until `steps` or `minutes` of training are done; continues from `work`/state.pt. Returns the Run.
 
-    `start_from`: folder of an ear with this tokenizer, whose weights the run begins with. `stop_after` ends this call after that many
+    `start_from`: folder of an ear with this tokenizer, whose weights the run begins with. `speller`: weights of a MiniMind-O: its projector
+    is trained along, `thinker_tokenizer` what it reads by. `stop_after` ends this call after that many
     steps, as a kill would, for tests.
     """
     if (steps is None) == (minutes is None):
         raise ValueError("give either --steps or --minutes")
     work = Path(work)
-    run, state = Run(options, tokenizer, device, start_from), work / "state.pt"
+    run, state = Run(options, tokenizer, device, start_from, speller), work / "state.pt"
     if state.exists():
         run.restore(state)
         log.info("continuing at step %d after %.1f min", run.step, run.seconds / 60)
     elif not start_from:
         run.normalise(speech)
     labels = [run.pieces.encode(normalise(utterance.text)) for utterance in speech.utterances]
+    words = speller and [torch.tensor(encode_text(thinker_tokenizer, utterance.text)) for utterance in speech.utterances]
     curve, first = read_curve(work / "curve.csv", run.step), run.step
 
     def progress():
@@ -341,7 +375,7 @@ def train(options, speech, tokenizer, work, device, steps=None, minutes=None, lo
     last = saved = time.monotonic()
     bar = tqdm(desc="ear", unit="step", initial=run.step, total=steps, mininterval=5)
     while progress() < 1:
-        loss = train_step(run, speech, labels, progress())
+        loss = train_step(run, speech, labels, progress(), words)
         bar.update()
         run.seconds += time.monotonic() - last
         last = time.monotonic()
@@ -388,48 +422,7 @@ def write_curve(rows, work):
     figure.savefig(work / "curve.png", dpi=100)
 
 
-# what it is worth
-
-
-def errors(reference, hypothesis):
-    """Fewest word insertions, deletions and substitutions between two lists."""
-    row = list(range(len(hypothesis) + 1))
-    for i, wanted in enumerate(reference, 1):
-        diagonal, row[0] = row[0], i
-        for j, got in enumerate(hypothesis, 1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (wanted != got))
-    return row[-1]
-
-
-def word_error_rate(ear, speech, rows, noise_db=None, seed=1):
-    """WER of `ear` (a SenseVoice) on utterances `rows`, by greedy CTC, with pink noise at `noise_db` if given; and ten mistakes."""
-    rng = np.random.default_rng(seed)
-    wrong, total, mistakes = 0, 0, []
-    for row in tqdm(rows, desc="listening", unit="clip", leave=False, mininterval=5):
-        start, count = int(speech.starts[row]), int(speech.counts[row])
-        wav = speech.samples[start:start + count].cpu().numpy().astype(np.float32) / 32768
-        if noise_db is not None:
-            wav = add_noise(wav, pink_noise(len(wav), rng), noise_db)
-        said, heard = normalise(speech.utterances[row].text), ear.transcribe(wav)
-        wrong += errors(said.split(), heard.split())
-        total += len(said.split())
-        if heard != said and len(mistakes) < 10:
-            mistakes.append([said, heard])
-    return wrong / max(total, 1), mistakes
-
-
-def report(folder, speech, device, clips):
-    """Word error rates on held-out questions: {condition: WER}, at most `clips` clips each, and some mistakes."""
-    ear, rates, mistakes = SenseVoice.load(folder, device), {}, {}
-    order = random.Random(3).sample(range(len(speech)), len(speech))
-    for name, voices in (("training voices", TRAIN_VOICES), ("unseen voice", (UNSEEN_VOICE,))):
-        rows = [row for row in order if speech.utterances[row].voice in voices][:clips]
-        for suffix, noise_db in (("", None), (f", {NOISE_DB:.0f} dB pink noise", NOISE_DB)):
-            rates[name + suffix], mistakes[name + suffix] = word_error_rate(ear, speech, rows, noise_db)
-    for voice in TRAIN_VOICES:
-        rows = [row for row in order if speech.utterances[row].voice == voice][:clips]
-        rates[voice] = word_error_rate(ear, speech, rows)[0]
-    return {"wer": rates, "mistakes": mistakes}
+# the command
 
 
 def render_all(args, options):
@@ -449,6 +442,9 @@ def main():
     parser.add_argument("--work", default="out/nano/sensevoice", help="checkpoint, curve and report")
     parser.add_argument("--start_from", help="go on from the ear in this folder")
     parser.add_argument("--questions", nargs="+", help="... with the spoken questions of these training sets of nano.build_sets")
+    parser.add_argument("--speller", help="weights of a MiniMind-O: its audio projector learns along, so its Thinker can read this ear")
+    parser.add_argument("--speller_out", help="where these weights go with the projector that was learnt")
+    parser.add_argument("--tokenizer_dir", default="model/nano", help="the Thinker's")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--steps", type=int, help="length of the run in steps")
     parser.add_argument("--minutes", type=float, help="length of the run in minutes of training")
@@ -464,14 +460,19 @@ def main():
     options = Options(**{option.name: getattr(args, option.name) for option in fields(Options)})
     if bool(args.start_from) != bool(args.questions):
         parser.error("--start_from and --questions go together: an ear with its vocabulary, and what it is to hear now")
+    if bool(args.speller) != bool(args.speller_out):
+        parser.error("--speller and --speller_out go together: the model whose projector is trained, and where it then goes")
     indexes, heldout, texts = render_all(args, options)
     if args.render_only:
         return
     tokenizer = (Path(args.start_from) / "bpe.model").read_bytes() if args.start_from else train_tokenizer(texts, options.pieces)
     speech = Speech(read_questions(args.questions) if args.questions else chain.from_iterable(map(read_shard, indexes)), args.device)
     print(f"{len(speech)} utterances, {len(speech.samples) / RATE / 3600:.1f} h of speech on {args.device}")
-    run = train(options, speech, tokenizer, args.work, args.device, args.steps, args.minutes, start_from=args.start_from)
+    run = train(options, speech, tokenizer, args.work, args.device, args.steps, args.minutes, start_from=args.start_from,
+                speller=args.speller, thinker_tokenizer=AutoTokenizer.from_pretrained(args.tokenizer_dir) if args.speller else None)
     save_folder(run.average, options, run.tokenizer, args.out)
+    if args.speller:
+        save_speller(run.average, args.speller, args.speller_out)
     found = report(args.out, Speech(chain.from_iterable(map(read_shard, heldout)), "cpu"), args.device, args.clips)
     parameters = sum(p.numel() for p in run.average.parameters())
     save_json(found | {"steps": run.step, "minutes": run.seconds / 60, "parameters": parameters, "options": asdict(options)},

@@ -10,13 +10,20 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
 import torch
+from transformers import AutoTokenizer
 
 from dataset.augment import AugmentOptions
 from model.audio import fbank as kaldi_fbank
 from model.audio import stack_frames
+from model.checkpoint import load_model, save_model
+from model.config import IGNORE, OmniConfig
 from model.encoders import SenseVoice
-from nano import corpus, listening, multi_turn, train_sensevoice
+from model.model_omni import MiniMindOmni
+from model.sequence import encode_text, pad_rows
+from model.spelling import spelling_loss
+from nano import corpus, hearing_report, listening, multi_turn, train_sensevoice
 from nano.speech import RATE, TRAIN_VOICES, Utterance, read_shard
+from tiny_training import make_tokenizer
 
 TINY = dict(utterances=12, pieces=40, blocks=1, last_blocks=1, heads=2, inner=16, dropout=0.0, batch_size=4)
 SENTENCES = ("one two three", "four five", "six seven eight nine", "ten eleven")
@@ -215,8 +222,36 @@ def test_the_default_folder_fits_the_pack(tmp_path):
 
 
 def test_word_errors():
-    assert train_sensevoice.errors("a b c".split(), "a x c d".split()) == 2
-    assert train_sensevoice.errors("a b".split(), []) == 2 and train_sensevoice.errors([], ["a"]) == 1
+    assert hearing_report.errors("a b c".split(), "a x c d".split()) == 2
+    assert hearing_report.errors("a b".split(), []) == 2 and hearing_report.errors([], ["a"]) == 1
+
+
+def test_a_thinkers_projector_learns_along_and_nothing_else_of_it_changes(tmp_path):
+    """--speller: the projector spells better afterwards, and the weights that come out differ in nothing else."""
+    make_tokenizer(tmp_path / "tokenizer")
+    thinker_tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
+    torch.manual_seed(0)
+    save_model(MiniMindOmni(OmniConfig.preset("nano", hidden_size=64, talker_hidden_size=64)), tmp_path / "omni_64.pth", {"step": 3})
+    utterances = [Utterance(("one", "two", "six", "ten")[i % 4], TRAIN_VOICES[i % 3]) for i in range(12)]
+    speech = train_sensevoice.Speech(read_shard(write_shard(tmp_path, utterances, np.random.default_rng(0))), "cpu")
+    tokenizer = train_sensevoice.train_tokenizer(SENTENCES, 40)
+    words = [torch.tensor(encode_text(thinker_tokenizer, utterance.text)) for utterance in speech.utterances]
+    first = train_sensevoice.Run(options(), tokenizer, "cpu", speller=tmp_path / "omni_64.pth")
+    run = train_sensevoice.train(options(clean=1.0, lr=2e-3), speech, tokenizer, tmp_path / "along", "cpu", steps=25, log_interval=1,
+                                 speller=tmp_path / "omni_64.pth", thinker_tokenizer=thinker_tokenizer)
+
+    def nats(ear):
+        stacked, lens = run.hear(speech, range(12), clean=True)
+        return spelling_loss(ear.projector(ear.features(stacked, lens)), lens, pad_rows(words, IGNORE), ear.embeddings, ear.blank)
+    untaught = nats(first.average)
+    assert untaught > 3 and nats(run.average) < 0.7 * untaught
+
+    train_sensevoice.save_speller(run.average, tmp_path / "omni_64.pth", tmp_path / "heard_64.pth")
+    before, after = (load_model(tmp_path / f"{name}_64.pth").state_dict() for name in ("omni", "heard"))
+    assert {key.split(".")[0] for key, value in after.items() if not torch.equal(value, before[key])} == {"audio_proj"}
+    assert json.loads((tmp_path / "heard_64.json").read_text())["step"] == 3
+    train_sensevoice.save_folder(run.average, run.options, tokenizer, tmp_path / "SenseVoiceSmall")
+    assert SenseVoice.load(tmp_path / "SenseVoiceSmall").can_transcribe, "the projector is no part of the ear's folder"
 
 
 def test_nothing_held_out_is_heard_in_training(pairs, tmp_path):

@@ -6,10 +6,10 @@ import torch
 
 from model.checkpoint import load_model
 from model.config import IGNORE, OmniConfig
+from model.spelling import LENGTH, SHARPNESS, spelling_loss
 from tiny_folders import make_tiny_sensevoice
 from tiny_training import command, make_mixed, make_tokenizer
 from trainer.train_sft_omni import Trainer, main, parse_args
-from trainer.spelling import LENGTH, SHARPNESS, spelling_loss
 from trainer.trainer_utils import Processes, read_log
 
 BLANK, VOCAB, WIDTH = 0, 5, 16

@@ -61,7 +61,7 @@ def parse(description: str, argv: list[str] | None = None) -> argparse.Namespace
     add("--guided_attention", type=float, default=0.0, help="weight of a loss that shows the Talker which word is being said "
         "(trainer/attention_guide.py); for little speech, e.g. 0.5")
     add("--spelling", type=float, default=0.0, help="weight of a loss that has the audio projector write down what is said "
-        "(trainer/spelling.py); for little speech, e.g. 0.3")
+        "(model/spelling.py); for little speech, e.g. 0.3")
     add("--codebook_weights", type=float, nargs=NUM_CODEBOOKS, metavar="W", help="how much each codebook counts in the audio loss "
         "(default: alike); the first ones carry the words, the last ones are mostly noise to a small Talker")
     add("--device", default="cuda:0" if torch.cuda.is_available() else "cpu")

@@ -33,9 +33,9 @@ from model.config import NUM_CODEBOOKS  # noqa: E402
 from model.model_minimind import MoE  # noqa: E402
 from model.model_omni import MiniMindOmni, OmniLosses, init_talker_from_thinker, label_counts, omni_loss  # noqa: E402
 from model.optimizers import adamw_and_muon  # noqa: E402
+from model.spelling import spelling_loss  # noqa: E402
 from trainer.attention_guide import AttentionGuide, count_letters  # noqa: E402
 from trainer.options import DTYPES, build_config, input_path, load_tokenizer, parse, shareable  # noqa: E402
-from trainer.spelling import spelling_loss  # noqa: E402
 from trainer.throughput import Meter, ModelFlops, peak_flops  # noqa: E402
 from trainer.trainer_data import open_data  # noqa: E402
 from trainer.trainer_utils import (ROOT, Frontends, Processes, RunLog, StopSignal, init_distributed, lr_at,  # noqa: E402
