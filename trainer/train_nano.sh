@@ -36,6 +36,7 @@ SENSES=${SENSES:-0}
 EARS=${EARS:---utterances 12000 --steps 9000 --batch_size 24}
 EYES=${EYES:---steps 6000}
 SPELL_STEPS=${SPELL_STEPS:-450}
+HEAR_STEPS=${HEAR_STEPS:-900}
 THINK_STEPS=${THINK_STEPS:-4000}
 TALK_STEPS=${TALK_STEPS:-300}
 TALKS=${TALKS:---askings 1 --conversations 2500 --typed 12000 --questions 8000 --spoken 1000 --heldout 120}  # sizes of their data
@@ -101,6 +102,15 @@ state = load_weights(sys.argv[1])
 sys.exit(state["step"] < state["total_steps"])' "$1" || { echo "$1: stopped before the end; run this again to continue"; exit 1; }
 }
 
+hear() {  # the ear learns to be read: see nano/README.md
+    $PYTHON -m nano.train_sensevoice --corpus "$WORK/corpus" --device "$DEVICE" --speech "$WORK/speech_heard" --work "$WORK/hear" \
+        --start_from "$PACK/SenseVoiceSmall" --questions "$WORK/data/a2a_train" --clean 0.5 --batch_size 64 --steps "$HEAR_STEPS" \
+        --out "$WORK/hear/SenseVoiceSmall" --tokenizer_dir "$PACK" \
+        --speller "$WORK/model/spell_256.pth" --speller_out "$WORK/model/hear_256.pth"
+    ship "$WORK/hear/SenseVoiceSmall" "$PACK/SenseVoiceSmall"
+    touch "$WORK/model/hear_256.pth.done"
+}
+
 ship() {  # copy as a whole or not at all
     mkdir -p "$(dirname "$2")"
     rm -rf "$2.part"
@@ -136,11 +146,12 @@ if [ "$SENSES" = 1 ]; then
     step spoken    "$WORK/data/spoken/told_heldout/manifest.json" talks "$WORK/data/spoken" $SPOKEN
     step examples  "$PACK/examples" $PYTHON -m nano.build_examples --corpus "$WORK/corpus" --out "$PACK/examples"
     # The released recipe trains a projector and then everything, for each sense. Here the audio projector first learns to write what is
-    # said, then projectors and Thinker learn together, from the text alone and only above the bridge: a step costs a third, and the
+    # said, then the ear along with it, then projectors and Thinker learn together, from the text alone and only above the bridge: a step costs a third, and the
     # Talker, which hears what it knows, speaks no worse afterwards.
     step spell     "$WORK/model/spell_256.pth.done" stage spell t2a 1e-2 "--mode spelling --spelling 1 --question_mix 1 0 0 0 \
         --augment_share 0.5 --max_steps $SPELL_STEPS --warmup_steps 20" a2a_train mix_train
-    step think     "$WORK/model/think_256.pth.done" stage think spell 1.2e-3 "--mode thinker --spelling 0.3 \
+    step hear      "$WORK/model/hear_256.pth.done" hear
+    step think     "$WORK/model/think_256.pth.done" stage think hear 1.2e-3 "--mode thinker --spelling 0.3 \
         --question_mix 0.75 0.05 0.1 0.1 --augment_share 0.5 --max_steps $THINK_STEPS --warmup_steps 20" \
         a2a_train a2a_train multi_train typed_train mix_train i2t_train
     # the Talker has never stood behind a picture or a sound: it would not end, or not begin
