@@ -16,10 +16,10 @@ demo: $(VENV)/.ready  ## ask the shipped nano model one question: streamed text 
 	$(BIN)/python eval_omni.py --prompt "$(QUESTION)"
 
 test: $(VENV)/.ready  ## the fast tests: CPU, offline
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not gpu" tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests
 
 test-slow: $(VENV)/.ready  ## everything, including full-size and minutes-long tests
-	$(BIN)/python -m pytest -q tests
+	$(BIN)/python -m pytest -q -m "" tests
 
 clean:
 	rm -rf $(VENV) .pytest_cache

@@ -123,13 +123,22 @@ class Filler:
         return sentence(pattern.format(**values))
 
 
+TRIES = 1000  # sentences in a row that a pattern may repeat
+
+
 def say_after_me(filler, count):
-    """`count` distinct Pairs of kind "say after me"."""
-    found = {}
+    """`count` distinct Pairs of kind "say after me". ValueError when the patterns do not give so many."""
+    found, fruitless, used_up = {}, 0, 0
     while len(found) < count:
-        text = filler.fill(PATTERNS[len(found) % len(PATTERNS)])
+        text = filler.fill(PATTERNS[(len(found) + used_up) % len(PATTERNS)])
+        new = 4 <= len(text.split()) <= 14 and text not in found
         if 4 <= len(text.split()) <= 14:
             found[text] = ask("say after me", None, filler.rng.choice(LEADS), x=text)
+        fruitless = 0 if new else fruitless + 1
+        if fruitless and fruitless % TRIES == 0:  # this pattern has said all it can: the next one's turn
+            used_up += 1
+        if fruitless > TRIES * len(PATTERNS):
+            raise ValueError(f"the patterns give {len(found)} distinct sentences, not {count}: write more of them")
     return list(found.values())
 
 

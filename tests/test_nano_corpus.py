@@ -1,5 +1,6 @@
 """The nano world: its corpus, speech and tokenizer."""
 import json
+import random
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from nano import corpus, tokenizer as nano_tokenizer
+from nano import corpus, sayings, tokenizer as nano_tokenizer
 from nano.mimi_targets import Analyser, LatentSpace
 from nano.speech import RATE, Utterance, read_shard, render, synthesise, synthesise_timed
 from nano.word_grid import hop_ends, letters_said, unit_ends
@@ -216,3 +217,16 @@ def test_words_are_found_in_the_speech():
     assert letters[0] == 0 and letters[-1] == len(spaced) and {spaced[int(letter)] for letter in letters[:-2]} >= set("house")
     assert not len(letters_said(text + " More.", units, len(wav)))
     assert unit_ends(text + " More.", phones) == [unit for unit in units if unit[1]]  # what does not add up keeps its pauses
+
+
+def test_a_pattern_that_is_used_up_makes_room_for_the_next():
+    """Without end before: the count of sentences chose the pattern, and did not grow."""
+    class Filler:
+        rng = random.Random(0)  # chooses how it is asked
+
+        def fill(self, pattern):
+            return "one two three four" if pattern == sayings.PATTERNS[0] else f"one two three {sayings.PATTERNS.index(pattern)}"
+    count = len(sayings.PATTERNS)
+    assert len(sayings.say_after_me(Filler(), count)) == count
+    with pytest.raises(ValueError, match=f"give {count} distinct sentences, not {count + 1}"):
+        sayings.say_after_me(Filler(), count + 1)
