@@ -225,7 +225,7 @@ class OmniDataset(torch.utils.data.Dataset):
             input_ids = self._scheduled_sampling(input_ids, text_labels, audio_labels, rng)
         if v.history_dropout:
             input_ids = self._forget_history(input_ids, audio_labels, rng)
-        spk_emb = torch.zeros(config.spk_emb_size) if row.spk_emb is None else torch.tensor(row.spk_emb)
+        spk_emb = torch.zeros(config.spk_emb_size) if row.spk_emb is None else torch.from_numpy(row.spk_emb.copy())
         known = row.answer_letters[num_turns - 1] if codes is not None and num_turns <= len(row.answer_letters) else ()
         letters = place_letters(known, audio_labels[0], config) if len(known) else None
         return OmniSample(input_ids, text_labels, audio_labels, spk_emb, wav, num_pads, images, config, letters, said)

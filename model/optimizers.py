@@ -18,7 +18,7 @@ class Muon(torch.optim.Optimizer):
     """Momentum whose step is the nearest orthogonal matrix (Jordan et al. 2024), of AdamW's size (Liu et al. 2025): one rate serves both.
 
     Like torch.optim.Muon with adjust_lr_fn="match_rms_adamw", but matrices of one shape are orthogonalised together, and in float32 on
-    processors that lack instructions for bfloat16: there torch's takes eighty times as long.
+    processors that are slower in bfloat16: without instructions for it torch's takes eighty times as long.
     """
 
     def __init__(self, matrices: Iterable[nn.Parameter], lr: float, weight_decay: float = WEIGHT_DECAY):

@@ -6,6 +6,7 @@
 - Prompt and reply are tokenised apart, as at inference; A is the number of prompt tokens and needs no searching.
 - Nothing here is random and nothing here reads files: see dataset/omni_dataset.py.
 """
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
@@ -76,7 +77,7 @@ def build_training_row(prompt_ids: list[int], reply_ids: list[int], codes: torch
     length += 1  # one column of pads: the shift below must drop that, not the last stop token
     rows = torch.full((NUM_STREAMS, length), config.audio_pad_token, dtype=torch.int64)
     labels = torch.full((NUM_STREAMS, length), IGNORE, dtype=torch.int64)
-    text = torch.tensor(prompt_ids + reply_ids, dtype=torch.int64)
+    text = torch.from_numpy(np.array(prompt_ids + reply_ids, dtype=np.int64))  # torch reads lists three times as slowly
     rows[-1, :len(text)] = text
     rows[-1, len(text):] = config.pad_token_id
     labels[-1, start:len(text)] = text[start:]
@@ -137,7 +138,8 @@ def template_is_plain(tokenizer) -> bool:
 
 def encode_text(tokenizer, text: str) -> list[int]:
     """Token ids of rendered text; special tokens written in it become their ids, none are added."""
-    return tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids  # a third of the time of tokenizer(text)
+    # a quarter of the time of tokenizer(text): "fast" because it does not note where in the text each token stands
+    return tokenizer.backend_tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
 
 def split_reply(rendered: str, message: dict) -> tuple[str, str]:
