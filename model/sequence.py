@@ -43,6 +43,12 @@ def place_voice_prompt(rows: torch.Tensor, ref_codes: torch.Tensor | None, has_s
     The last codes that fit are kept: P of them, or P - 1 when the speaker token must stand before them.
     """
     rows = rows.clone()
+    _write_voice_prompt(rows, ref_codes, has_speaker, config)
+    return rows
+
+
+def _write_voice_prompt(rows, ref_codes, has_speaker: bool, config: OmniConfig) -> None:
+    """The same in place; tensors or arrays."""
     length = rows.shape[1]
     room = length - int(has_speaker)
     num_ref = 0 if ref_codes is None else max(min(ref_codes.shape[1], room), 0)
@@ -50,7 +56,6 @@ def place_voice_prompt(rows: torch.Tensor, ref_codes: torch.Tensor | None, has_s
         rows[:, length - num_ref:] = ref_codes[:, ref_codes.shape[1] - num_ref:]
     if has_speaker and length:
         rows[:, length - num_ref - 1] = config.audio_spk_token
-    return rows
 
 
 def build_prompt(text_ids, ref_codes: torch.Tensor | None, has_speaker: bool, config: OmniConfig) -> torch.Tensor:
@@ -75,20 +80,22 @@ def build_training_row(prompt_ids: list[int], reply_ids: list[int], codes: torch
     if spoken:  # the last codebook's stop token stands at start + 1 + 7 + R
         length = max(length, start + NUM_CODEBOOKS + codes.shape[1] + 1)
     length += 1  # one column of pads: the shift below must drop that, not the last stop token
-    rows = torch.full((NUM_STREAMS, length), config.audio_pad_token, dtype=torch.int64)
-    labels = torch.full((NUM_STREAMS, length), IGNORE, dtype=torch.int64)
-    text = torch.from_numpy(np.array(prompt_ids + reply_ids, dtype=np.int64))  # torch reads lists three times as slowly
+    # numpy: torch takes several times as long for an operation on so little, and a loader makes thousands of rows a second
+    rows = np.full((NUM_STREAMS, length), config.audio_pad_token, np.int64)
+    labels = np.full((NUM_STREAMS, length), IGNORE, np.int64)
+    text = np.array(prompt_ids + reply_ids, np.int64)
     rows[-1, :len(text)] = text
     rows[-1, len(text):] = config.pad_token_id
     labels[-1, start:len(text)] = text[start:]
     if spoken:
         if has_speaker or ref_codes is not None:
-            rows[:-1, :start] = place_voice_prompt(rows[:-1, :start], ref_codes, has_speaker, config)
+            _write_voice_prompt(rows[:-1, :start], None if ref_codes is None else ref_codes.numpy(), has_speaker, config)
         target = F.pad(codes, (0, 1), value=config.audio_stop_token)
         for place in (rows, labels):
-            staircase(place[:-1], start + 1, target.shape[1]).copy_(target)
+            staircase(torch.from_numpy(place[:-1]), start + 1, target.shape[1]).copy_(target)
     length = min(length, max_length)
-    return rows[:, :length - 1], labels[-1, 1:length], labels[:-1, 1:length]
+    parts = rows[:, :length - 1], labels[-1, 1:length], labels[:-1, 1:length]
+    return tuple(torch.from_numpy(part) for part in parts)
 
 
 def pad_rows(rows: list[torch.Tensor], value: int) -> torch.Tensor:
