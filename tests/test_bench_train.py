@@ -28,6 +28,7 @@ def test_bench_prints_a_table_and_writes_json_and_picture(in_process, tmp_path, 
     found = [row["configuration"] for row in result["rows"] if row["task"] == tasks[0]]
     assert found == (["all on", "all off"] if rows else [
         "all on", "without length_groups", "without tight_padding", "without logits_window", "without fused_loss", "without fused_adamw",
+        "without kept_memory",
         "with max_tokens", "with gradient_checkpointing", "all off"])
     for row in result["rows"]:
         assert row["samples_per_s"] > 0 and 0 < row["mfu"] < 1 and 0 <= row["data_wait"] < 1 and row["memory_mib"] > 10

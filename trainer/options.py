@@ -14,6 +14,7 @@ OPTIMISATIONS = {  # what --without switches off; none of them changes a loss
     "logits_window": "logits only where the reply's targets are",
     "fused_loss": "one cross-entropy for all codebooks, not eight",
     "fused_adamw": "one kernel for all of AdamW",
+    "kept_memory": "on a CPU, memory that is freed stays with the process",
     "grouped_experts": "all experts in one product (mixture of experts)",
 }
 

@@ -30,6 +30,7 @@ from torch.utils.checkpoint import checkpoint  # noqa: E402
 
 from model.checkpoint import load_strict, load_weights, remove_leftovers, resume_path, save_atomic, save_model, weights_path  # noqa: E402
 from model.config import NUM_CODEBOOKS  # noqa: E402
+from model.hardware import keep_freed_memory  # noqa: E402
 from model.model_minimind import MoE  # noqa: E402
 from model.model_omni import MiniMindOmni, OmniLosses, init_talker_from_thinker, label_counts, omni_loss  # noqa: E402
 from model.optimizers import adamw_and_muon  # noqa: E402
@@ -133,6 +134,8 @@ class Trainer:
 
     def __init__(self, args: argparse.Namespace, procs: Processes, speak: Callable[[MiniMindOmni, Path], None] | None = None):
         self.args, self.procs, self.device, self.speak = args, procs, procs.device, speak
+        if self.device.type == "cpu" and "kept_memory" not in args.without:
+            keep_freed_memory()
         seed_everything(args.seed)  # the same weights on every rank
         tokenizer = load_tokenizer(args)
         self.config = build_config(args, tokenizer)
