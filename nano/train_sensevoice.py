@@ -353,8 +353,7 @@ def train(options, speech, tokenizer, work, device, steps=None, minutes=None, lo
     """Train until `steps` or `minutes` of training are done; continues from `work`/state.pt. Returns the Run.
 
     `start_from`: folder of an ear with this tokenizer, whose weights the run begins with. `speller`: weights of a MiniMind-O: its projector
-    is trained along, `thinker_tokenizer` what it reads by. `stop_after` ends this call after that many
-    steps, as a kill would, for tests.
+    is trained along, `thinker_tokenizer` what it reads by. `stop_after` ends this call after that many steps, as a kill would, for tests.
     """
     if (steps is None) == (minutes is None):
         raise ValueError("give either --steps or --minutes")

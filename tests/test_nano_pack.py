@@ -69,12 +69,12 @@ def test_the_codec_loads_as_a_transformers_model_and_keeps_speech(chat, recognis
 
 
 def test_held_out_questions_are_answered_aloud(chat, recogniser):
-    """Twelve questions whose sentences no training has seen: bounds far from the measured figures, but far from broken, too."""
-    items = read_questions(PACK / HELDOUT, 12, 0)
+    """Twenty-four questions whose sentences no training has seen: bounds far from the measured figures, but far from broken, too."""
+    items = read_questions(PACK / HELDOUT, 24, 0)
     records = [ask(chat, recogniser, item, pick_voice(chat.voices, None), params(chat), seed=i) for i, item in enumerate(items)]
-    assert sum(r["exact"] for r in records) >= 7, [(r["reply"], r["answer"]) for r in records if not r["exact"]]
-    assert sum(r["ended"] for r in records) >= 11
-    assert wer([(r["reply"], r["heard"]) for r in records]) <= 0.65  # 0.44 of 60 questions; of twelve that is 0.15 more or less
+    assert sum(r["exact"] for r in records) >= 14, [(r["reply"], r["answer"]) for r in records if not r["exact"]]
+    assert sum(r["ended"] for r in records) >= 22
+    assert wer([(r["reply"], r["heard"]) for r in records]) <= 0.55
 
 
 def test_the_ear_writes_down_what_it_hears():

@@ -146,8 +146,8 @@ if [ "$SENSES" = 1 ]; then
     step spoken    "$WORK/data/spoken/told_heldout/manifest.json" talks "$WORK/data/spoken" $SPOKEN
     step examples  "$PACK/examples" $PYTHON -m nano.build_examples --corpus "$WORK/corpus" --out "$PACK/examples"
     # The released recipe trains a projector and then everything, for each sense. Here the audio projector first learns to write what is
-    # said, then the ear along with it, then projectors and Thinker learn together, from the text alone and only above the bridge: a step costs a third, and the
-    # Talker, which hears what it knows, speaks no worse afterwards.
+    # said, then the ear along with it, then projectors and Thinker learn together, from the text alone and only above the bridge: a step
+    # costs a third, and the Talker, which hears what it knows, speaks no worse afterwards.
     step spell     "$WORK/model/spell_256.pth.done" stage spell t2a 1e-2 "--mode spelling --spelling 1 --question_mix 1 0 0 0 \
         --augment_share 0.5 --max_steps $SPELL_STEPS --warmup_steps 20" a2a_train mix_train
     step hear      "$WORK/model/hear_256.pth.done" hear
