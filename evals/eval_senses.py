@@ -4,6 +4,7 @@
   that no training has heard; also the word error rate of the pack's own transcriber on them.
 - Pictures: exactly right answers per kind of question, typed and spoken ("mix"). Conversations: the last answer, after the model's own
   earlier replies; "without" asks the last question alone, which shows that the earlier turn is needed.
+- `--split train` asks what was taught instead: what is right there but not held out was learnt by heart.
 - Every item has its own seed; text is sampled at the pack's default temperature. Last line is JSON.
 
     python -m evals.eval_senses --pack model/nano --data out/nano/data --n 100
@@ -31,14 +32,15 @@ from model.audio import read_audio  # noqa: E402
 from model.checkpoint import save_json  # noqa: E402
 from model.config import INPUT_RATE  # noqa: E402
 
-SPOKEN = {"training voices": "a2a_heldout", "training voices, 10 dB noise": "a2a_noisy", "unseen voice": "a2a_unseen"}
+SPOKEN = {"heldout": {"training voices": "a2a_heldout", "training voices, 10 dB noise": "a2a_noisy", "unseen voice": "a2a_unseen"},
+          "train": {"training voices": "a2a_train"}}
 PARTS = ("spoken", "pictures", "turns")
 
 
 def read_rows(path: Path, n: int) -> list[dict]:
     """The first n rows of a folder of shards, or of a parquet file; FileNotFoundError names the command that makes it."""
     if not path.exists():
-        raise FileNotFoundError(f"no held-out data {path}: make it with `python -m nano.build_sets a2a multi i2t`")
+        raise FileNotFoundError(f"no data {path}: make it with `python -m nano.build_sets a2a multi i2t`")
     return read_parquet(path).slice(0, n).to_pylist()
 
 
@@ -68,10 +70,10 @@ def turns_of(row: dict, role: str) -> list[str]:
     return [turn["content"] for turn in json.loads(row["conversations"]) if turn["role"] == role]
 
 
-def spoken(examiner: Examiner, data: Path, n: int) -> list[dict]:
+def spoken(examiner: Examiner, data: Path, n: int, split: str = "heldout") -> list[dict]:
     """A record per question and condition: {"group", "asked", "typed", "reply", "heard", "right"}; right = as when typed."""
     typed, records = {}, []
-    for group, name in SPOKEN.items():
+    for group, name in SPOKEN[split].items():
         for i, row in enumerate(tqdm(read_rows(data / name, n), desc=group, mininterval=5)):
             question = turns_of(row, "user")[-1]
             if question not in typed:
@@ -83,10 +85,10 @@ def spoken(examiner: Examiner, data: Path, n: int) -> list[dict]:
     return records
 
 
-def pictures(examiner: Examiner, data: Path, n: int) -> list[dict]:
+def pictures(examiner: Examiner, data: Path, n: int, split: str = "heldout") -> list[dict]:
     """A record per picture question, typed and spoken: {"group", "kind", "asked", "answer", "reply", "right"}."""
     records = []
-    for group, name in (("pictures", "i2t_heldout"), ("pictures, spoken question", "mix_heldout")):
+    for group, name in (("pictures", f"i2t_{split}"), ("pictures, spoken question", f"mix_{split}")):
         for i, row in enumerate(tqdm(read_rows(data / name, n), desc=group, mininterval=5)):
             question, answer = turns_of(row, "user")[-1].replace("<image>", "").strip(), turns_of(row, "assistant")[-1]
             images = [Image.open(io.BytesIO(picture)).convert("RGB") for picture in row["image_bytes"]]
@@ -97,10 +99,10 @@ def pictures(examiner: Examiner, data: Path, n: int) -> list[dict]:
     return records
 
 
-def conversations(examiner: Examiner, data: Path, n: int) -> list[dict]:
+def conversations(examiner: Examiner, data: Path, n: int, split: str = "heldout") -> list[dict]:
     """A record per conversation, with and without its earlier turns: {"group", "kind", "asked", "answer", "reply", "right"}."""
     records = []
-    for i, row in enumerate(tqdm(read_rows(data / "multi_heldout", n), desc="conversations", mininterval=5)):
+    for i, row in enumerate(tqdm(read_rows(data / f"multi_{split}", n), desc="conversations", mininterval=5)):
         questions, answer = turns_of(row, "user"), turns_of(row, "assistant")[-1]
         for group, asked in (("conversations", questions), ("conversations without their earlier turns", questions[-1:])):
             reply = examiner.ask_in_turn(asked, i)
@@ -136,6 +138,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = pack_parser(__doc__.splitlines()[0])
     parser.add_argument("--data", default="out/nano/data", help="folder of the held-out sets, as nano.build_sets makes them")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--split", choices=SPOKEN, default="heldout", help="rows that were held out, or rows that were taught")
     parser.add_argument("--n", type=int, default=100, help="items of each file")
     parser.add_argument("--temperature", type=float, default=0.1)
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="number format of the weights")
@@ -149,7 +152,7 @@ def run(args) -> None:
     chat.use_few_threads()
     examiner, data = Examiner(chat, args.seed, args.temperature), Path(args.data)
     examine = dict(zip(PARTS, (spoken, pictures, conversations)))
-    records = [record for part in args.parts for record in examine[part](examiner, data, args.n)]
+    records = [record for part in args.parts for record in examine[part](examiner, data, args.n, args.split)]
     figures = summarise(records)
     print(table(figures))
     save_json({"settings": vars(args), "figures": figures, "records": records}, args.output)

@@ -3,6 +3,8 @@
 - `t2a`: typed questions, spoken answers; `a2a`: spoken questions; `multi`: conversations of several turns; `i2t`: questions about pictures,
   typed ("i2t"), spoken ("mix") and (held out only) "told". Each NAME has `NAME_train` and held-out parts, one folder of shards per part.
   More conversations, as text alone, are in `typed_train`.
+- `more`: spoken further questions and sentences to repeat (`more_train`), and the facts once more as text alone (`facts_train`), as many
+  questions of each kind. Nothing of them is held out.
 - Answers are said by the main voice and a share of them by the others, too (nano/speech.py); one voice answers a conversation.
 - Held-out questions are asked as flite speaks: by training voices (`_heldout`), by them under 10 dB of pink noise (`_noisy`), and by kal16
   (`_unseen`).
@@ -37,11 +39,11 @@ from dataset.sources import UNSPOKEN
 from model.checkpoint import replace_atomic
 from model.refusal import INPUT_ERRORS, refuse
 from nano import multi_turn, scenes
-from nano.corpus import SEED, read_jsonl
+from nano.corpus import SEED, facts, read_jsonl
 from nano.multi_turn import as_talks, replies, user_turns
 from nano.speech import MAIN_VOICE, RATE, TRAIN_VOICES, UNSEEN_VOICE, Utterance, estranged, synthesise, voiced
 
-SETS = ("t2a", "a2a", "multi", "i2t")
+SETS = ("t2a", "a2a", "multi", "i2t", "more")
 PROMPT_FRAMES = (25, 50)  # a voice prompt is 2-4 s of another sentence
 PROMPTS = 256  # utterances of a speaker that serve as voice prompts
 NOISE_DB = 10.0
@@ -198,10 +200,20 @@ def i2t(args):
     return found
 
 
+def more(args, corpus):
+    """{name: conversations} for training only."""
+    seed = f"{args.seed} more"
+    talks = as_talks(corpus["questions"] + corpus["sentences"][:args.sentences])
+    known = as_talks(facts(corpus["train"] + corpus["questions"], random.Random(seed)))
+    return {"more_train": talked("more_train", talks, ask(talks, TRAIN_VOICES, seed), args.others, args.seed),
+            "facts_train": typed("facts_train", known[:args.limit])}
+
+
 def plan_sets(args):
     """{name: conversations} of all --sets; deterministic for a seed."""
-    aloud = ("sentences", "words") if "t2a" in args.sets else ()  # what is only read aloud
-    corpus = {part: read_jsonl(Path(args.corpus) / f"{part}.jsonl") for part in ("train", "heldout", *aloud)}
+    parts = {"train", "heldout"} | ({"sentences", "words"} if "t2a" in args.sets else set())
+    parts |= {"questions", "sentences"} if "more" in args.sets else set()
+    corpus = {part: read_jsonl(Path(args.corpus) / f"{part}.jsonl") for part in sorted(parts)}
     found = {}
     if "multi" in args.sets:
         talks, other_talks = multi_turn.build(corpus["train"], corpus["heldout"], random.Random(args.seed), args.conversations + args.typed)
@@ -215,6 +227,8 @@ def plan_sets(args):
         found |= spoken("a2a", as_talks(corpus["train"]) * args.askings, as_talks(corpus["heldout"]), args)
     if "i2t" in args.sets:
         found |= i2t(args)
+    if "more" in args.sets:
+        found |= more(args, corpus)
     return {name: conversations for name, conversations in found.items() if conversations}
 
 
@@ -261,6 +275,7 @@ def parse_args(argv=None):
     parser.add_argument("--askings", type=int, default=2, help="a2a: rows for each pair of the corpus")
     parser.add_argument("--conversations", type=int, default=6000, help="multi: at most so many for training")
     parser.add_argument("--typed", type=int, default=0, help="multi: at most so many more, which are text alone")
+    parser.add_argument("--sentences", type=int, default=8000, help="more: at most so many sentences to repeat")
     parser.add_argument("--questions", type=int, default=20_000, help="i2t: for training")
     parser.add_argument("--spoken", type=int, default=6000, help="i2t: how many of them are also asked aloud")
     parser.add_argument("--per_picture", type=int, default=2, help="i2t: training questions about one picture")

@@ -5,6 +5,7 @@
 - Closed vocabulary: every answer word occurs in at least MIN_COUNT training answers.
 - Beside it, to be read aloud only: further sentences from the same words, since a Talker needs more of them than a Thinker needs facts;
   and lists of words in no order, since one that has heard nothing but sentences learns what is usually said rather than what is written.
+- And, for a Thinker: further questions, more ways to ask for the same facts (nano/more_forms.py) and more little stories.
 - One seed decides everything: the same files on every machine.
 
     python -m nano.corpus --out out/nano/corpus
@@ -21,6 +22,7 @@ import numpy as np
 from model.checkpoint import replace_atomic
 from nano import sayings
 from nano.forms import pairs
+from nano.more_forms import more_pairs
 from nano.scenes import answer_sentences
 
 SEED = 2026
@@ -28,6 +30,9 @@ MIN_COUNT = 20  # training answers in which a word occurs; spoken by three voice
 NUM_SAYINGS = 3000
 NUM_READING = 130  # of each little story
 NUM_PICTURE_SENTENCES = 800
+NUM_MORE_READING = 450  # of each little story, among the further questions
+FACTS_OF_A_KIND = 1000  # of `facts`
+NO_FACTS = ("say after me", "reading", "comparison")  # kinds that are learnt from many examples
 NUM_SENTENCES = 20_000  # drawn, of those that are read aloud only; what the corpus says already is left out
 NUM_WORD_LISTS = 6000
 WORD_LIST_LENGTHS = (1, 8)
@@ -131,6 +136,27 @@ def more_sentences(train, heldout, count=NUM_SENTENCES, seed=SEED):
     return list(found.values())
 
 
+def more_questions(train, heldout, seed=SEED):
+    """Further pairs whose answers have the words of `train`: no question of its, and neither a question nor an answer of the held-out."""
+    filler = sayings.Filler(random.Random(f"{seed} questions"))
+    asked = {normalise(item["question"]) for item in train + heldout}
+    reserved = {normalise(item["answer"]) for item in heldout}
+    vocabulary = {word for item in train for word in words(item["answer"])}
+    return [as_item(pair) for pair in more_pairs() + sayings.reading(filler, NUM_MORE_READING)
+            if normalise(pair.question) not in asked and normalise(pair.answer) not in reserved
+            and vocabulary.issuperset(words(pair.answer))]
+
+
+def facts(items, rng):
+    """The items that ask for a fact, as many of each kind, in random order: a Thinker forgets what it is seldom asked."""
+    by_kind = defaultdict(list)
+    for item in items:
+        by_kind[item["kind"]].append(item)
+    found = [item for kind, some in by_kind.items() if kind not in NO_FACTS
+             for item in (rng.sample(some, FACTS_OF_A_KIND) if len(some) > FACTS_OF_A_KIND else some * (FACTS_OF_A_KIND // len(some)))]
+    return rng.sample(found, len(found))
+
+
 def word_lists(train, count=NUM_WORD_LISTS, seed=SEED):
     """`count` distinct pairs whose answer is 1-8 answer words of `train` drawn at random, as often the rare ones as the frequent."""
     vocabulary = sorted({word for item in train for word in re.findall(r"(?<=[a-z,] )[A-Za-z']+", item["answer"])})  # as inside a sentence
@@ -155,14 +181,16 @@ def read_jsonl(path):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Write the nano corpus: train.jsonl, heldout.jsonl and, to be read aloud, sentences.jsonl "
-                                     "and words.jsonl.")
+    parser = argparse.ArgumentParser(description="Write the nano corpus: train.jsonl, heldout.jsonl, questions.jsonl with further pairs "
+                                     "and, to be read aloud, sentences.jsonl and words.jsonl.")
     parser.add_argument("--out", default="out/nano/corpus")
     parser.add_argument("--seed", type=int, default=SEED)
     args = parser.parse_args()
     train, heldout = build(args.seed)
     write_jsonl(train, Path(args.out) / "train.jsonl")
     write_jsonl(heldout, Path(args.out) / "heldout.jsonl")
+    questions = more_questions(train, heldout, seed=args.seed)
+    write_jsonl(questions, Path(args.out) / "questions.jsonl")
     sentences = more_sentences(train, heldout, seed=args.seed)
     write_jsonl(sentences, Path(args.out) / "sentences.jsonl")
     write_jsonl(word_lists(train, seed=args.seed), Path(args.out) / "words.jsonl")
@@ -170,8 +198,8 @@ def main():
     held = Counter(item["kind"] for item in heldout)
     for kind, count in sorted(Counter(item["kind"] for item in train).items()):
         print(f"{kind:14} {count:6} train {held[kind]:5} held out")
-    print(f"{len(train)} training pairs, {len(heldout)} held out, {len(vocabulary)} answer words, {len(sentences)} more sentences "
-          f"-> {args.out}")
+    print(f"{len(train)} training pairs, {len(heldout)} held out, {len(vocabulary)} answer words, {len(questions)} further questions, "
+          f"{len(sentences)} sentences -> {args.out}")
 
 
 if __name__ == "__main__":

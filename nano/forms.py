@@ -12,6 +12,9 @@ from typing import NamedTuple
 from nano import world as w
 
 
+COMPARISONS = 900  # of the many
+
+
 class Pair(NamedTuple):
     question: str
     answer: str
@@ -341,7 +344,7 @@ def yes_no():
                     yield ask("yes or no", fact, f"{question} => {false}", x=x, **cells)
 
 
-def comparisons(rng, keep=900):
+def all_comparisons():
     """Size of animals, speed of vehicles, greater numbers. The fact is the order, taught by many other comparisons of the same two."""
     found = []
     for i, small in enumerate(w.ANIMALS):
@@ -364,7 +367,7 @@ def comparisons(rng, keep=900):
             found += [ask("comparison", None, form, a=w.NUMBERS[a], b=w.NUMBERS[b]) for form in [
                 "which number is greater, {a} or {b}? => the number {b} is greater than {a}.",
                 "which number is smaller, {b} or {a}? => the number {a} is smaller than {b}."]]
-    return rng.sample(found, keep)
+    return found
 
 
 def greetings():
@@ -425,5 +428,5 @@ def about_me():
 
 def pairs(rng):
     """Every pair of the fact tables (a list of Pair), `rng` a random.Random that picks among the comparisons."""
-    found = [*all_tables(), *numbers(), *order(), *yes_no(), *comparisons(rng), *greetings(), *about_me()]
+    found = [*all_tables(), *numbers(), *order(), *yes_no(), *rng.sample(all_comparisons(), COMPARISONS), *greetings(), *about_me()]
     return list({pair.question: pair for pair in found}.values())

@@ -5,6 +5,7 @@
 - A share of the training conversations changes the subject ("apart"): the last question is one of the corpus and needs nothing before it.
 - Closed vocabulary: a form whose reply has a word that the corpus does not teach the Talker is not used.
 - Held out are whole last replies: no training conversation, and no training pair of the corpus, says such a sentence.
+- An opening that is a question of the corpus, too, has the corpus's answer: two answers to one question leave a model to guess.
 - The random.Random decides which of the many possible conversations are kept; the rest is fixed.
 """
 from collections import defaultdict
@@ -65,7 +66,8 @@ def families(rng):
                          "what can I do with it? => with your {name} you can {use}.",
                          "where should I put it? => you should put your {name} in the {room}."]),
         "sum": Family(sums(),
-                      ["how much is {a} plus {b}? => that is {c}.", "what is the sum of {a} and {b}? => the sum is {c}.",
+                      ["how much is {a} plus {b}? => I think that {a} plus {b} equals {c}.",
+                       "what is the sum of {a} and {b}? => the sum of {a} and {b} is {c}.",
                        "add {a} and {b}. => when I add them, I get {c}."],
                       ["add {d} more. => {c} plus {d} equals {more}.", "now take {d} away. => {c} minus {d} equals {less}.",
                        "and how much is that plus {d}? => I get {more}, because {c} plus {d} equals {more}."], pause=False),
@@ -145,7 +147,8 @@ def build(train, heldout, rng, count=6000):
         for row in family.rows:
             for closing in family.closings:
                 reply = fill(closing, row)[1]
-                openings = [form for form in family.openings if vocabulary.issuperset(words(fill(form, row)[1]))]
+                openings = [form for form in family.openings if normalise(fill(form, row)[1]) not in reserved
+                            and vocabulary.issuperset(words(fill(form, row)[1]))]
                 if openings and vocabulary.issuperset(words(reply)):
                     endings[normalise(reply)].append((row, openings, closing))
         free = sorted(set(endings) - said)

@@ -29,7 +29,7 @@ from model.model_omni import MiniMindOmni
 from model.optimizers import adamw_and_muon
 from model.sequence import build_training_row, pad_rows, tokenize_turns
 from nano import multi_turn
-from nano.corpus import SEED, read_jsonl
+from nano.corpus import NO_FACTS, SEED, facts, read_jsonl
 from nano.scenes import plan
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,15 +37,18 @@ MAX_LENGTH = 256
 WARMUP = 100
 PICTURE_QUESTIONS = 20_000
 HELD_OUT = 400  # texts of each kind that the curve is measured on
-SHARES = {"pairs": 0.5, "turns": 0.25, "pictures": 0.25}  # of a batch
+SHARES = {"pairs": 0.4, "facts": 0.2, "turns": 0.2, "pictures": 0.2}  # of a batch
 
 
 def conversations(corpus):
-    """What is learnt and what is held out, by kind of text: {"pairs" | "turns" | "pictures": (train, held-out)}, lists of messages."""
-    train, heldout = (read_jsonl(corpus / f"{part}.jsonl") for part in ("train", "heldout"))
+    """What is learnt and what is held out, by kind of text: {kind of SHARES: (train, held-out)}, lists of messages."""
+    train, heldout, questions, sentences = (read_jsonl(corpus / f"{part}.jsonl") for part in ("train", "heldout", "questions", "sentences"))
+    known, asked = facts(train + questions, random.Random(SEED)), [item for item in heldout if item["kind"] not in NO_FACTS]
     turns = multi_turn.build(train, heldout, random.Random(SEED))
     pictures = plan(PICTURE_QUESTIONS, 2, False, SEED), plan(300, 1, True, SEED)
-    return {"pairs": tuple([exchange(item["question"], item["answer"]) for item in part] for part in (train, heldout)),
+    return {"pairs": tuple([exchange(item["question"], item["answer"]) for item in part]
+                           for part in (train + questions + sentences, heldout)),
+            "facts": tuple([exchange(item["question"], item["answer"]) for item in part] for part in (known, asked)),
             "turns": tuple([talk["messages"] for talk in part] for part in turns),
             "pictures": tuple([exchange(f"{item['told']} {item['question']}", item["answer"]) for item in part] for part in pictures)}
 

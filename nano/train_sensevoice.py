@@ -47,7 +47,7 @@ from model.audio import read_audio
 from model.checkpoint import load_model, load_weights, read_sidecar, save_atomic, save_json, save_model
 from model.config import IGNORE
 from model.encoders import SenseVoice, _funasr_classes
-from model.hardware import fast_bfloat16
+from model.hardware import fast_bfloat16, keep_freed_memory
 from model.optimizers import adamw_and_muon
 from model.sequence import encode_text, pad_rows
 from model.spelling import spelling_loss
@@ -456,6 +456,8 @@ def main():
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     if args.threads:
         torch.set_num_threads(args.threads)
+    if args.device == "cpu":
+        keep_freed_memory()
     options = Options(**{option.name: getattr(args, option.name) for option in fields(Options)})
     if bool(args.start_from) != bool(args.questions):
         parser.error("--start_from and --questions go together: an ear with its vocabulary, and what it is to hear now")

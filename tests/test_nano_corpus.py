@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from nano import corpus, sayings, tokenizer as nano_tokenizer
+from nano import corpus, multi_turn, sayings, tokenizer as nano_tokenizer
 from nano.mimi_targets import Analyser, LatentSpace
 from nano.speech import RATE, Utterance, read_shard, render, synthesise, synthesise_timed
 from nano.word_grid import hop_ends, letters_said, unit_ends
@@ -65,6 +65,31 @@ def test_more_sentences_are_new_and_of_known_words(built):
     assert len(set(answers)) == len(answers) > 1800 and not said & set(answers)
     assert all(taught.issuperset(answer.split()) and len(answer.split()) <= 14 for answer in answers)
     assert all(item["question"].endswith(item["answer"]) for item in more), "the question says what is to be said"
+
+
+def test_further_questions_are_new_answered_alike_and_of_known_words(built):
+    train, heldout = built
+    more = corpus.more_questions(train, heldout)
+    taught = {word for item in train for word in corpus.words(item["answer"])}
+    asked, said = ({corpus.normalise(item[part]) for item in heldout} for part in ("question", "answer"))
+    answers = {corpus.normalise(item["question"]): item["answer"] for item in train}
+    assert len(more) > 8000 and more == corpus.more_questions(train, heldout)
+    for item in more:
+        question, answer = corpus.normalise(item["question"]), corpus.normalise(item["answer"])
+        assert question not in asked and answer not in said and taught.issuperset(answer.split()), item
+        assert answers.setdefault(question, item["answer"]) == item["answer"], item
+    learnt, other = multi_turn.build(train, heldout, random.Random(1), count=4000)
+    for talk in learnt:  # nor does a conversation begin with another answer
+        question, answer = (message["content"] for message in talk["messages"][:2])
+        assert answers.setdefault(corpus.normalise(question), answer) == answer, talk
+    assert not {talk["messages"][-1]["content"] for talk in other} & {item["answer"] for item in more}
+
+
+def test_facts_are_asked_equally_often(built):
+    items = corpus.facts(built[0], random.Random(0))
+    counts = Counter(item["kind"] for item in items)
+    assert set(counts) == {item["kind"] for item in built[0]} - set(corpus.NO_FACTS)
+    assert all(corpus.FACTS_OF_A_KIND / 2 < count <= corpus.FACTS_OF_A_KIND for count in counts.values()), counts
 
 
 def test_corpus_is_deterministic(built):

@@ -55,7 +55,9 @@ def test_above_the_bridge_only_what_the_talker_does_not_hear_changes(run, tmp_pa
 
 def test_every_kind_of_text_has_held_out_ones(tmp_path, monkeypatch):
     monkeypatch.setattr(train_llm, "PICTURE_QUESTIONS", 200)
-    for part, items in zip(("train", "heldout"), corpus.build()):
+    train, heldout = corpus.build()
+    for part, items in (("train", train), ("heldout", heldout), ("questions", corpus.more_questions(train, heldout)),
+                        ("sentences", corpus.more_sentences(train, heldout))):
         (tmp_path / f"{part}.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
     for kind, (train, heldout) in train_llm.conversations(tmp_path).items():
         replies = [{talk[-1]["content"] for talk in part} for part in (train, heldout)]
