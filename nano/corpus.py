@@ -189,11 +189,11 @@ def main():
     train, heldout = build(args.seed)
     write_jsonl(train, Path(args.out) / "train.jsonl")
     write_jsonl(heldout, Path(args.out) / "heldout.jsonl")
-    questions = more_questions(train, heldout, seed=args.seed)
-    write_jsonl(questions, Path(args.out) / "questions.jsonl")
     sentences = more_sentences(train, heldout, seed=args.seed)
     write_jsonl(sentences, Path(args.out) / "sentences.jsonl")
     write_jsonl(word_lists(train, seed=args.seed), Path(args.out) / "words.jsonl")
+    questions = more_questions(train, heldout, seed=args.seed)
+    write_jsonl(questions, Path(args.out) / "questions.jsonl")
     vocabulary = {word for item in train for word in words(item["answer"])}
     held = Counter(item["kind"] for item in heldout)
     for kind, count in sorted(Counter(item["kind"] for item in train).items()):

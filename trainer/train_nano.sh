@@ -20,7 +20,7 @@ CODEC_LENGTH=${CODEC_LENGTH:---minutes 100 --joint_at 0.315 --encoder_at 0.7}
 CODEC_ENCODER=${CODEC_ENCODER:---minutes 36 --joint_at 0 --encoder_at 0 --lr 1.8e-3}
 CODEC_DECODER=${CODEC_DECODER:---minutes 48 --joint_at 0 --lr 1e-3 --batch_size 8}
 LIMIT=${LIMIT:-13715}                     # pairs of the corpus that are spoken: all
-LLM_STEPS=${LLM_STEPS:-1300}
+LLM_STEPS=${LLM_STEPS:-2300}
 STEPS=${STEPS:-4500}
 PROCESSES=${PROCESSES:-$([ "$DEVICE" = cpu ] && nproc || echo 1)}  # of the trainings; one a core
 BATCH=${BATCH:-32}                        # rows per process
@@ -36,10 +36,10 @@ SENSES=${SENSES:-0}
 EARS=${EARS:---utterances 12000 --steps 9000 --batch_size 24}
 EYES=${EYES:---steps 6000}
 SPELL_STEPS=${SPELL_STEPS:-450}
-HEAR_STEPS=${HEAR_STEPS:-900}
+HEAR_STEPS=${HEAR_STEPS:-1500}
 THINK_STEPS=${THINK_STEPS:-4000}
 TALK_STEPS=${TALK_STEPS:-300}
-TALKS=${TALKS:---askings 1 --conversations 2500 --typed 12000 --questions 8000 --spoken 1000 --heldout 120}  # sizes of their data
+TALKS=${TALKS:---askings 1 --conversations 2500 --typed 12000 --questions 16000 --spoken 1000 --heldout 120}  # sizes of their data
 SPOKEN=${SPOKEN:---askings 1 --limit 600 --conversations 250 --questions 500 --spoken 200 --heldout 4}  # ... with the replies spoken
 
 step() {  # step NAME PRODUCT COMMAND...
@@ -104,7 +104,8 @@ sys.exit(state["step"] < state["total_steps"])' "$1" || { echo "$1: stopped befo
 
 hear() {  # the ear learns to be read: see nano/README.md
     $PYTHON -m nano.train_sensevoice --corpus "$WORK/corpus" --device "$DEVICE" --speech "$WORK/speech_heard" --work "$WORK/hear" \
-        --start_from "$PACK/SenseVoiceSmall" --questions "$WORK/data/a2a_train" --clean 0.5 --batch_size 64 --steps "$HEAR_STEPS" \
+        --start_from "$PACK/SenseVoiceSmall" --questions "$WORK/data/a2a_train" "$WORK/data/more_train" \
+        --clean 0.5 --dropout 0 --batch_size 64 --steps "$HEAR_STEPS" \
         --out "$WORK/hear/SenseVoiceSmall" --tokenizer_dir "$PACK" \
         --speller "$WORK/model/spell_256.pth" --speller_out "$WORK/model/hear_256.pth"
     ship "$WORK/hear/SenseVoiceSmall" "$PACK/SenseVoiceSmall"
@@ -118,7 +119,7 @@ ship() {  # copy as a whole or not at all
     mv "$2.part" "$2"
 }
 
-step corpus    "$WORK/corpus/words.jsonl"      $PYTHON -m nano.corpus --out "$WORK/corpus"
+step corpus    "$WORK/corpus/questions.jsonl"  $PYTHON -m nano.corpus --out "$WORK/corpus"
 step tokenizer "$PACK/tokenizer_config.json"   $PYTHON -m nano.tokenizer --corpus "$WORK/corpus" --out "$PACK"
 step speech    "$WORK/speech/.complete"        speech
 step speakers  "$PACK/campplus/model.pt"       $PYTHON -m nano.train_campplus --texts "$WORK/corpus/train.jsonl" \
@@ -144,6 +145,8 @@ if [ "$SENSES" = 1 ]; then
     step asked     "$WORK/data/told_heldout/manifest.json" talks "$WORK/data" --unspoken $TALKS
     # shellcheck disable=SC2086
     step spoken    "$WORK/data/spoken/told_heldout/manifest.json" talks "$WORK/data/spoken" $SPOKEN
+    step more      "$WORK/data/facts_train/manifest.json" $PYTHON -m nano.build_sets more --unspoken --corpus "$WORK/corpus" \
+        --codec "$WORK/codec/targets.pt" --speaker_encoder none --tokenizer "$PACK" --out "$WORK/data"
     step examples  "$PACK/examples" $PYTHON -m nano.build_examples --corpus "$WORK/corpus" --out "$PACK/examples"
     # The released recipe trains a projector and then everything, for each sense. Here the audio projector first learns to write what is
     # said, then the ear along with it, then projectors and Thinker learn together, from the text alone and only above the bridge: a step
@@ -153,7 +156,7 @@ if [ "$SENSES" = 1 ]; then
     step hear      "$WORK/model/hear_256.pth.done" hear
     step think     "$WORK/model/think_256.pth.done" stage think hear 1.2e-3 "--mode thinker --spelling 0.3 \
         --question_mix 0.75 0.05 0.1 0.1 --augment_share 0.5 --max_steps $THINK_STEPS --warmup_steps 20" \
-        a2a_train a2a_train multi_train typed_train mix_train i2t_train
+        a2a_train more_train multi_train typed_train facts_train mix_train i2t_train
     # the Talker has never stood behind a picture or a sound: it would not end, or not begin
     step talk      "$WORK/model/talk_256.pth.done" stage talk think 5e-4 "$TALKER --max_steps $TALK_STEPS --warmup_steps 5" \
         spoken/a2a_train spoken/multi_train spoken/mix_train spoken/i2t_train t2a_train
