@@ -125,7 +125,7 @@ class Crowd:
 
     def forget(self) -> None:
         """Start the figures anew: after warming up."""
-        self.ttft, self.ttfa, self.frames, self.spoken = [], [], [], 0
+        self.ttft, self.ttfa, self.frames, self.spoken, self.seconds = [], [], [], 0, 0.0
 
     def join(self) -> None:
         request = random_request(self.engine, self.prompt_tokens, self.steps, self.count)
@@ -137,6 +137,7 @@ class Crowd:
         start = time.perf_counter()
         frames = self.engine.step()
         now = time.perf_counter()
+        self.seconds += now - start
         if frames:
             self.frames.append(now - start)
             self.spoken += len(frames)
@@ -208,7 +209,7 @@ def measure(engine: Engine, machine: dict, sessions: int, args) -> dict:
     return {"sessions": sessions, "floor_ms": floor, "model_ms": frame["p50"] - mimi_ms, "over_floor": (frame["p50"] - mimi_ms) / floor,
             "mimi_ms": mimi_ms, "frame_ms_p50": frame["p50"], "frame_ms_p95": frame["p95"], "rtf": mean_ms / FRAME_MS,
             "ttft_ms_p50": ttft["p50"], "ttfa_ms_p50": ttfa["p50"], "ttfa_ms_p95": ttfa["p95"],
-            "speaking": crowd.spoken / len(crowd.frames), "frames_per_s": crowd.spoken / sum(crowd.frames),
+            "speaking": crowd.spoken / len(crowd.frames), "frames_per_s": crowd.spoken / crowd.seconds,  # prompts included
             "memory_mib": memory, "replies": len(crowd.ttfa)}
 
 

@@ -32,7 +32,8 @@ def test_bench_prints_a_table_and_writes_json_and_picture(tiny_sizes, tmp_path, 
     assert sum(line.startswith("|") for line in lines) == 2 + len(result["rows"]) >= 2 + 4
     for row in result["rows"]:
         assert 0 < row["floor_ms"] < row["frame_ms_p50"] and row["frame_ms_p50"] <= row["frame_ms_p95"]
-        assert row["frames_per_s"] == pytest.approx(row["sessions"] / row["rtf"] * 12.5) and row["memory_mib"] > 0
+        while_speaking = row["speaking"] / row["rtf"] * 12.5  # of every second, some is spent on reading prompts
+        assert 0.2 * while_speaking < row["frames_per_s"] < 1.001 * while_speaking and row["memory_mib"] > 0
 
 
 def test_floors_count_what_a_step_reads(tiny_sizes):
