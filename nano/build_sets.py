@@ -275,7 +275,7 @@ def parse_args(argv=None):
     parser.add_argument("--askings", type=int, default=2, help="a2a: rows for each pair of the corpus")
     parser.add_argument("--conversations", type=int, default=6000, help="multi: at most so many for training")
     parser.add_argument("--typed", type=int, default=0, help="multi: at most so many more, which are text alone")
-    parser.add_argument("--sentences", type=int, default=8000, help="more: at most so many sentences to repeat")
+    parser.add_argument("--sentences", type=int, default=9000, help="more: at most so many sentences to repeat")
     parser.add_argument("--questions", type=int, default=20_000, help="i2t: for training")
     parser.add_argument("--spoken", type=int, default=6000, help="i2t: how many of them are also asked aloud")
     parser.add_argument("--per_picture", type=int, default=2, help="i2t: training questions about one picture")
