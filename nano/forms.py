@@ -247,39 +247,45 @@ def all_tables():
     for row in w.DEFINITIONS:
         for form in DEFINITION_FORMS:
             yield ask("definitions", ("definitions", row["a"]), form, **dict(row, kind=article(row["kind"])))
+    yield from opposites(OPPOSITE_FORMS)
+
+
+def opposites(forms):
     for row in w.OPPOSITES:
         for x, y in ((row["left"], row["right"]), (row["right"], row["left"])):
-            for form in OPPOSITE_FORMS:
+            for form in forms:
                 yield ask("opposites", ("opposites", frozenset((x, y))), form, x=x, y=y)
 
 
-def numbers():
-    """Sums, differences and products up to twenty, counting."""
+SUM_FORMS = ["how much is {a} plus {b}? => I think that {a} plus {b} equals {c}.",
+             "what do you get when you add {a} and {b}? => when you add {a} and {b}, you get {c}.",
+             "what is the sum of {a} and {b}? => the sum of {a} and {b} is {c}.",
+             "how much is {c} minus {a}? => as you know, {c} minus {a} equals {b}.",
+             "take {a} away from {c}. => if you take {a} away from {c}, {b} will remain."]
+PRODUCT_FORMS = ["how much is {a} times {b}? => it is true that {a} times {b} equals {c}.",
+                 "multiply {a} by {b}. => when you multiply {a} by {b}, you get {c}.",
+                 "what is the product of {a} and {b}? => the product of {a} and {b} is {c}."]
+COUNTING_FORMS = ["count from {a} to {b}. => listen, I can count, {counted}.",
+                  "which numbers come from {a} to {b}? => the numbers are {counted}."]
+
+
+def numbers(sums, products, counting):
+    """Sums and differences, products up to twenty, counting: in these forms."""
     n = w.NUMBERS
     for a in range(1, 13):
         for b in range(1, 11):
             if a + b <= 20:
-                cells = dict(a=n[a], b=n[b], c=n[a + b])
-                for form in ["how much is {a} plus {b}? => I think that {a} plus {b} equals {c}.",
-                             "what do you get when you add {a} and {b}? => when you add {a} and {b}, you get {c}.",
-                             "what is the sum of {a} and {b}? => the sum of {a} and {b} is {c}."]:
-                    yield ask("arithmetic", ("plus", frozenset((a, b))), form, **cells)
-                for form in ["how much is {c} minus {a}? => as you know, {c} minus {a} equals {b}.",
-                             "take {a} away from {c}. => if you take {a} away from {c}, {b} will remain."]:
-                    yield ask("arithmetic", ("plus", frozenset((a, b))), form, **cells)
+                for form in sums:
+                    yield ask("arithmetic", ("plus", frozenset((a, b))), form, a=n[a], b=n[b], c=n[a + b])
     for a in range(2, 11):
         for b in range(2, 11):
             if a * b <= 20:
-                for form in ["how much is {a} times {b}? => it is true that {a} times {b} equals {c}.",
-                             "multiply {a} by {b}. => when you multiply {a} by {b}, you get {c}.",
-                             "what is the product of {a} and {b}? => the product of {a} and {b} is {c}."]:
+                for form in products:
                     yield ask("arithmetic", ("times", frozenset((a, b))), form, a=n[a], b=n[b], c=n[a * b])
     for a in range(1, 18):
         for b in range(a + 2, min(a + 6, 21)):
-            counted = ", ".join(n[a:b]) + " and " + n[b]
-            for form in ["count from {a} to {b}. => listen, I can count, {counted}.",
-                         "which numbers come from {a} to {b}? => the numbers are {counted}."]:
-                yield ask("counting", None, form, a=n[a], b=n[b], counted=counted)
+            for form in counting:
+                yield ask("counting", None, form, a=n[a], b=n[b], counted=", ".join(n[a:b]) + " and " + n[b])
 
 
 def order():
@@ -428,5 +434,6 @@ def about_me():
 
 def pairs(rng):
     """Every pair of the fact tables (a list of Pair), `rng` a random.Random that picks among the comparisons."""
-    found = [*all_tables(), *numbers(), *order(), *yes_no(), *rng.sample(all_comparisons(), COMPARISONS), *greetings(), *about_me()]
+    found = [*all_tables(), *numbers(SUM_FORMS, PRODUCT_FORMS, COUNTING_FORMS), *order(), *yes_no(),
+             *rng.sample(all_comparisons(), COMPARISONS), *greetings(), *about_me()]
     return list({pair.question: pair for pair in found}.values())

@@ -6,7 +6,7 @@
 - `more_pairs()` gives them as Pair, with every comparison.
 """
 from nano import world as w
-from nano.forms import all_comparisons, article, ask, fill
+from nano.forms import all_comparisons, article, ask, numbers, opposites, tables
 
 ANIMALS = {
     "food": ["what do you know about the food of {a}? => I know that {a} enjoys {food}.",
@@ -216,34 +216,11 @@ def facts():
                                    ("places", w.PLACES, "name", PLACES), ("feelings", w.FEELINGS, "name", FEELINGS),
                                    ("weather", w.WEATHER, "name", WEATHER), ("colors", w.THINGS, "name", {"color": THINGS}),
                                    ("family", w.FAMILY, "person", {"of": FAMILY})]:
-        for column, some_forms in forms.items():
-            yield from fill(kind, rows, key, column, some_forms)
+        yield from tables(kind, rows, key, forms)
     for row in w.DEFINITIONS:
         for form in DEFINITIONS:
             yield ask("definitions", ("definitions", row["a"]), form, **dict(row, bare=row["kind"], kind=article(row["kind"])))
-    for row in w.OPPOSITES:
-        for x, y in ((row["left"], row["right"]), (row["right"], row["left"])):
-            for form in OPPOSITES:
-                yield ask("opposites", ("opposites", frozenset((x, y))), form, x=x, y=y)
-
-
-def numbers():
-    """Further sums, differences and products up to twenty, and counting."""
-    n = w.NUMBERS
-    for a in range(1, 13):
-        for b in range(1, 11):
-            if a + b <= 20:
-                for form in SUMS + DIFFERENCES:
-                    yield ask("arithmetic", ("plus", frozenset((a, b))), form, a=n[a], b=n[b], c=n[a + b])
-    for a in range(2, 11):
-        for b in range(2, 11):
-            if a * b <= 20:
-                for form in PRODUCTS:
-                    yield ask("arithmetic", ("times", frozenset((a, b))), form, a=n[a], b=n[b], c=n[a * b])
-    for a in range(1, 18):
-        for b in range(a + 2, min(a + 6, 21)):
-            for form in COUNTING:
-                yield ask("counting", None, form, a=n[a], b=n[b], counted=", ".join(n[a:b]) + " and " + n[b])
+    yield from opposites(OPPOSITES)
 
 
 def order():
@@ -260,5 +237,5 @@ def order():
 
 def more_pairs():
     """Every Pair of the further forms; one answer for one question."""
-    found = [*facts(), *numbers(), *order(), *all_comparisons()]
+    found = [*facts(), *numbers(SUMS + DIFFERENCES, PRODUCTS, COUNTING), *order(), *all_comparisons()]
     return list({pair.question: pair for pair in found}.values())
