@@ -15,6 +15,7 @@ from engine.network import Network
 from engine.rows import Rows, decode_frame
 from model.kv_cache import KVCache
 from model.mimi import Mimi, MimiState
+from model.model_minimind import compiled
 
 MODES = ("eager", "compile", "graph", "compiled_graph")
 SHORTEST = 256  # cache positions of the smallest repeated shape
@@ -36,7 +37,7 @@ class Stepper:
         self.pool = torch.cuda.graph_pool_handle() if "graph" in mode else None
         self.decode = decode_frame
         if "compile" in mode:
-            self.decode = torch._dynamo.config.patch(recompile_limit=MAX_SHAPES)(torch.compile(decode_frame, dynamic=False))
+            self.decode = torch._dynamo.config.patch(recompile_limit=MAX_SHAPES)(compiled(decode_frame, dynamic=False))
 
     def rows_for(self, count: int) -> int:
         """How many rows a step for `count` of them runs over."""

@@ -1,5 +1,7 @@
 """House rules that a reader relies on, checked on the source itself: who may import whom, and what must not be written."""
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,3 +50,9 @@ def test_house_rules(path):
     assert len(source) <= 500, f"{len(source)} lines: is it still one thing?"
     assert max(map(len, source), default=0) <= 140, "a line is longer than 140 columns"
     assert ast.get_docstring(tree), "every file says what it is for"
+
+
+def test_nothing_imports_the_compiler_before_it_is_needed():
+    """torch._dynamo takes 1.5 s and 70 MB of every process."""
+    code = "import sys, eval_omni, scripts.web_demo_omni, dataset.engines; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=100).returncode == 0

@@ -31,7 +31,7 @@ from torch.utils.checkpoint import checkpoint  # noqa: E402
 from model.checkpoint import load_strict, load_weights, remove_leftovers, resume_path, save_atomic, save_model, weights_path  # noqa: E402
 from model.config import NUM_CODEBOOKS  # noqa: E402
 from model.hardware import keep_freed_memory  # noqa: E402
-from model.model_minimind import MoE  # noqa: E402
+from model.model_minimind import MoE, compiled  # noqa: E402
 from model.model_omni import MiniMindOmni, OmniLosses, init_talker_from_thinker, label_counts, omni_loss  # noqa: E402
 from model.optimizers import adamw_and_muon  # noqa: E402
 from model.spelling import spelling_loss  # noqa: E402
@@ -194,7 +194,7 @@ class Trainer:
     def _wrap(self) -> nn.Module:
         net = self.loss_model
         if self.args.use_compile:
-            net = torch.compile(net, dynamic=True)  # lengths differ from batch to batch: one graph for all of them
+            net = compiled(net, dynamic=True)  # lengths differ from batch to batch: one graph for all of them
         if self.procs.world > 1:
             # In "all" and "thinker" a projector gets no gradient from a batch without its input, and DDP must be told to expect that.
             # Training a projector alone, every parameter always has a gradient (see _inputs).
