@@ -19,6 +19,7 @@ import os
 import shutil
 import sqlite3
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from itertools import islice
@@ -42,6 +43,7 @@ from model.config import NUM_CODEBOOKS
 from model.refusal import INPUT_ERRORS, refuse
 
 ROW_GROUP = 256  # a training row costs decoding its row group once; small ones keep shuffled reading cheap
+PROMPTS_PER_BLOCK = 16  # utterances of a speaker in each block that may serve as voice prompts: only they cost a speaker vector
 SMALL_COLUMNS = ["id", "speaker", "language", "kind", "seconds", "tokens"]
 
 
@@ -57,7 +59,7 @@ def build(inputs: list, out, settings: Settings, engine: Engine = Engine(), shar
         load_tts(settings.tts, settings.voices)  # a missing program is told before anything is begun
     names = {"settings": settings.key(), "rows_per_shard": rows_per_shard}
     work = out / "work"
-    blocks, key = plan(inputs, layout, limit, names, work, shard)
+    blocks, key = plan(inputs, layout, limit, names, work, shard, settings.seed)
     done = read_manifest(out)
     if done is not None:
         shutil.rmtree(work, ignore_errors=True)  # the plan just written, and what a kill right after the manifest left
@@ -77,7 +79,8 @@ def build(inputs: list, out, settings: Settings, engine: Engine = Engine(), shar
 
 # ---- plan
 
-def plan(inputs: list, layout: str, limit: int | None, names: dict, work: Path, shard: tuple[int, int]) -> tuple[list[Path], str]:
+def plan(inputs: list, layout: str, limit: int | None, names: dict, work: Path, shard: tuple[int, int],
+         seed: int = 0) -> tuple[list[Path], str]:
     """Write the missing block files of this shard; returns the paths of all blocks and a name for the whole.
 
     A block's name tells its content and the settings, so a changed input is noticed block by block.
@@ -85,8 +88,9 @@ def plan(inputs: list, layout: str, limit: int | None, names: dict, work: Path, 
     entries = unique(entry for path in inputs for entry in read_source(path, layout))
     entries = tqdm(islice(entries, limit), desc="plan", unit="item", mininterval=2)
     blocks, whole = [], hashlib.sha256()
-    while lines := [json.dumps(to_dict(entry)) + "\n" for entry in islice(entries, names["rows_per_shard"])]:
-        text = "".join(lines).encode()
+    while block_entries := list(islice(entries, names["rows_per_shard"])):
+        mark_prompts(block_entries, seed)
+        text = "".join(json.dumps(to_dict(entry)) + "\n" for entry in block_entries).encode()
         digest = hashlib.sha256(json.dumps(names, sort_keys=True).encode() + text).hexdigest()[:16]
         block = work / f"{len(blocks):05d}-{digest}.jsonl"
         whole.update(digest.encode())
@@ -107,6 +111,19 @@ def unique(entries: Iterable[Item | Reject]) -> Iterator[Item | Reject]:
             if isinstance(entry, Item) and not seen.execute("insert or ignore into ids values (?)", (name,)).rowcount:
                 entry = Reject(entry.id, entry.source, "duplicate id")
             yield entry
+
+
+def mark_prompts(entries: list[Item | Reject], seed: int) -> None:
+    """Let the first PROMPTS_PER_BLOCK of each speaker, in the order of `prompt_rank`, be voice prompts; whoever has no name may always."""
+    named = [entry for entry in entries if isinstance(entry, Item) and entry.speaker is not None]
+    count: Counter[str] = Counter()
+    for item in sorted(named, key=lambda item: prompt_rank(item.id, seed)):
+        count[item.speaker] += 1
+        item.may_prompt = count[item.speaker] <= PROMPTS_PER_BLOCK
+
+
+def prompt_rank(name: str, seed: int) -> str:
+    return hashlib.sha256(f"{seed} {name}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
 # ---- parts to shards
@@ -137,16 +154,20 @@ def finish(blocks: list[Path], out: Path, key: str, settings: Settings) -> dict:
 
 
 def collect_references(blocks: list[Path], settings: Settings) -> dict[str, list[tuple]]:
-    """{speaker: up to `settings.prompts` of (rank, id, codes flat, speaker vector)}; their ids decide which ones, not their order."""
+    """{speaker: up to `settings.prompts` of (rank, id, codes flat, speaker vector)}; their ids decide which ones, not their order.
+
+    Those too short to be a prompt come last and without codes.
+    """
     references: dict[str, list[tuple]] = {}
     shortest, longest = (frames * NUM_CODEBOOKS for frames in settings.prompt_frames)
     for block in tqdm(blocks, desc="voice prompts"):
-        table = pq.read_table(part_path(block), columns=["id", "speaker", "answer_audios", "prompt", "spk_emb"])
-        for name, speaker, answers, prompt, vector in zip(*(table.column(c).to_pylist() for c in table.column_names)):
+        table = pq.read_table(part_path(block), columns=["id", "speaker", "answer_audios", "prompt", "spk_emb", "may_prompt"])
+        for name, speaker, answers, prompt, vector, may_prompt in zip(*(table.column(c).to_pylist() for c in table.column_names)):
             codes = (prompt or next((answer for answer in answers if answer), []))[:longest]
-            if speaker is None or len(codes) < shortest:
+            if speaker is None or not may_prompt or not codes:
                 continue
-            rank = hashlib.sha256(f"{settings.seed} {name}".encode("utf-8", "surrogatepass")).hexdigest()
+            codes = codes if len(codes) >= shortest else []
+            rank = not codes, prompt_rank(name, settings.seed)
             best = references.setdefault(speaker, [])
             if len(best) < settings.prompts or rank < best[-1][0]:
                 best.append((rank, name, np.array(codes, np.int16), np.array(vector, np.float32)))
@@ -156,10 +177,14 @@ def collect_references(blocks: list[Path], settings: Settings) -> dict[str, list
 
 
 def give_reference(row: dict, references: dict[str, list[tuple]], seed: int) -> None:
-    """Another utterance of the row's speaker as voice prompt, with its speaker vector; a lone one keeps its own vector and no codes."""
+    """Another utterance of the row's speaker as voice prompt, with its speaker vector.
+
+    Where there is none that is long enough, a row keeps its own vector or takes that of a short one, and has no codes.
+    """
     others = [entry for entry in references.get(row["speaker"], ()) if entry[1] != row["id"]]
-    if others and any(row["answer_audios"]):
-        _, _, row["ref_audios"], row["spk_emb"] = choose(others, seed, row["id"], "reference")
+    prompts = [entry for entry in others if len(entry[2])]
+    if any(row["answer_audios"]) and (prompts or others and not len(row["spk_emb"])):
+        _, _, row["ref_audios"], row["spk_emb"] = choose(prompts or others, seed, row["id"], "reference")
 
 
 def write_shard(rows: list[dict], path: Path) -> dict:

@@ -42,7 +42,8 @@ SCHEMA = pa.schema([("conversations", pa.string()), ("question_audios", pa.list_
                     ("ref_audios", pa.list_(pa.int16())), ("spk_emb", pa.list_(pa.float32())), ("image_bytes", pa.list_(pa.binary())),
                     ("id", pa.string()), ("speaker", pa.string()), ("language", pa.string()), ("kind", pa.string()),
                     ("seconds", pa.float32()), ("tokens", pa.int32())])
-PART_SCHEMA = SCHEMA.append(pa.field("prompt", pa.list_(pa.int16())))  # codes of the row's voice as a prompt, where not the answer's
+# codes of the row's voice as a prompt, where not the answer's, and whether it may be one
+PART_SCHEMA = SCHEMA.append(pa.field("prompt", pa.list_(pa.int16()))).append(pa.field("may_prompt", pa.bool_()))
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ class Preparer:
         return {"conversations": json.dumps(messages, ensure_ascii=False), "question_audios": questions if any(questions) else [],
                 "answer_audios": answers, "ref_audios": [], "image_bytes": pictures, "id": item.id, "speaker": item.speaker or said,
                 "language": item.language or self.settings.language, "kind": item.kind, "source": item.source,
-                "heard": heard if self.settings.recogniser else []}
+                "may_prompt": item.may_prompt, "heard": heard if self.settings.recogniser else []}
 
     def _voice(self, speaker: str | None, name: str, purpose: str) -> str | None:
         """The synthetic voice of an item: its speaker where that is one of them, else one by its name; None without a backend."""
@@ -265,7 +266,7 @@ class Encoder:
         clips = [clip for clip in row["answer_audios"] if clip is not None]
         texts = [message["content"] for message in json.loads(row["conversations"]) if message["role"] == "assistant"]
         on_grid, prompt = hasattr(self.codec, "encode_spoken"), []
-        if on_grid and clips and clips[0].phones:
+        if on_grid and row["may_prompt"] and clips and clips[0].phones:
             prompt = frame_major(encode_clips(self.codec, [clips[0].wav[:self.settings.prompt_frames[1] * FRAME_SAMPLES]])[0])
         replies, letters = [], []
         for text, clip in zip(texts, row["answer_audios"]):
@@ -276,11 +277,11 @@ class Encoder:
             replies.append(codes)
             letters.append(said)
         return row | {"answer_audios": replies, "answer_letters": letters if any(map(len, letters)) else [], "prompt": prompt,
-                      "seconds": sum(clip.seconds for clip in clips), "spk_emb": self._speaker_vector(clips),
+                      "seconds": sum(clip.seconds for clip in clips), "spk_emb": self._speaker_vector(clips if row["may_prompt"] else []),
                       "tokens": self.tokenizer and len(self.tokenizer.encode(" ".join(texts), add_special_tokens=False).ids)}
 
     def _speaker_vector(self, clips: list[Clip]) -> np.ndarray:
-        """(192,) float32 of the first answer; empty without a speaker encoder or an answer."""
+        """(192,) float32 of the first clip; empty without a speaker encoder or a clip."""
         if self.speaker is None or not clips:
             return np.zeros(0, np.float32)
         return np.asarray(self.speaker(resample(clips[0].wav, SAMPLE_RATE, INPUT_RATE)), np.float32)

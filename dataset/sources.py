@@ -47,6 +47,7 @@ class Item:
     speaker: str | None = None  # who answers
     language: str | None = None
     kind: str | None = None  # whatever one wants to tell apart in reports
+    may_prompt: bool = True  # may be another's voice prompt (build_parquet.py decides): one that may not needs no speaker vector
 
 
 @dataclass

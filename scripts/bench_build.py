@@ -234,7 +234,7 @@ def measure_whole(count: int, settings: Settings, engine: Engine, folder: str) -
     corpus.write_text("".join(lines))
     marks, used = [time.perf_counter()], []
     with MemoryWatch() as memory:
-        blocks, key = plan([corpus], "auto", None, {"settings": settings.key(), "rows_per_shard": 512}, out / "work", (0, 1))
+        blocks, key = plan([corpus], "auto", None, {"settings": settings.key(), "rows_per_shard": 512}, out / "work", (0, 1), settings.seed)
         marks.append(time.perf_counter())
         used.append(cpu_seconds())
         for _ in engine.run(blocks, settings):

@@ -18,7 +18,7 @@ from tiny_folders import make_tiny_campplus, make_tiny_mimi, make_tiny_sensevoic
 
 from dataset import build_parquet, engines, inspect, validate
 from dataset.build_parquet import build, collect_references
-from dataset.build_stages import Settings, Worker, encode_clips, part_path, rejects_path
+from dataset.build_stages import Encoder, Settings, Worker, encode_clips, part_path, rejects_path
 from dataset.engines import Engine, run_processes
 from dataset.manifest import read_manifest
 from dataset.parquet_rows import ParquetRows
@@ -208,6 +208,19 @@ def test_voice_prompts_do_not_depend_on_the_order_of_blocks(folders, settings, t
     list(run_processes(blocks, settings, 1))
     forward, backward = (collect_references(order, settings)["speech"] for order in (blocks, blocks[::-1]))
     assert [entry[:2] for entry in forward] == [entry[:2] for entry in backward] and len(forward) == 11
+
+
+def test_only_what_may_be_a_voice_prompt_costs_a_speaker_vector(folders, settings, tmp_path, monkeypatch):
+    """And a row that may not has another's vector, even where all are too short to be prompts."""
+    monkeypatch.setattr(build_parquet, "PROMPTS_PER_BLOCK", 3)
+    encoded, speaker_vector = [], Encoder._speaker_vector
+    monkeypatch.setattr(Encoder, "_speaker_vector", lambda self, clips: encoded.append(len(clips)) or speaker_vector(self, clips))
+    for name, frames in (("long", (12, 50)), ("short", (100, 200))):
+        build([folders / "speech"], tmp_path / name, replace(settings, prompt_frames=frames))
+        rows = pq.read_table(*(tmp_path / name).glob("shard-*.parquet")).to_pylist()
+        assert len(rows) == 11 and all(len(row["spk_emb"]) == 192 for row in rows)
+        assert all(bool(row["ref_audios"]) == (name == "long") for row in rows)
+    assert sum(encoded) == 2 * 3
 
 
 def test_padding_never_changes_the_codes_of_a_clip(folders):
