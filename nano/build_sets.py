@@ -40,6 +40,7 @@ from model.checkpoint import replace_atomic
 from model.refusal import INPUT_ERRORS, refuse
 from nano import multi_turn, scenes
 from nano.corpus import SEED, facts, read_jsonl
+from nano.foreign import asked_by, say_all
 from nano.multi_turn import as_talks, replies, user_turns
 from nano.speech import MAIN_VOICE, RATE, TRAIN_VOICES, UNSEEN_VOICE, Utterance, estranged, synthesise, voiced
 
@@ -134,18 +135,30 @@ def pictured(variant, name, items, asked, folder, share, seed):
 
 # ---- recordings and pictures that are made beforehand
 
-def noisy(asked, folder):
-    """Paths in place of the Utterances of `asked`: recordings under pink noise, made where they are missing."""
+def recorded(asked, folder, say, workers=1):
+    """Paths in place of the Utterances of `asked`: recordings, made where they are missing. `say` gives (S,) int16 for each of a list."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = {}
-    for utterance in dict.fromkeys(utterance for turns in asked for utterance in turns):
-        digest = hashlib.blake2b(repr(utterance).encode(), digest_size=8).hexdigest()  # another text is another file
-        path = paths[utterance] = (folder / f"{digest}.flac").resolve()
-        if not path.exists():
-            wav = synthesise(utterance.text, utterance.voice, utterance.rate, utterance.pitch).astype(np.float32) / 32768
-            wav = add_noise(wav, pink_noise(len(wav), np.random.default_rng(int(digest, 16))), NOISE_DB).clip(-1, 1)
-            replace_atomic(path, partial(sf.write, data=wav, samplerate=RATE, format="FLAC", subtype="PCM_16"))
+    paths = {utterance: (folder / f"{digest(utterance)}.flac").resolve() for turns in asked for utterance in turns}
+    missing = [(utterance, path) for utterance, path in paths.items() if not path.exists()]
+    with ProcessPoolExecutor(workers) as pool:
+        list(pool.map(partial(record, say), [missing[i:i + 64] for i in range(0, len(missing), 64)]))
     return [[paths[utterance] for utterance in turns] for turns in asked]
+
+
+def digest(utterance):
+    return hashlib.blake2b(repr(utterance).encode(), digest_size=8).hexdigest()  # another text is another file
+
+
+def record(say, wanted):
+    for wav, (_, path) in zip(say([utterance for utterance, _ in wanted]), wanted, strict=True):
+        replace_atomic(path, partial(sf.write, data=wav, samplerate=RATE, format="FLAC", subtype="PCM_16"))
+
+
+def say_noisily(utterances):
+    """(S,) float32 each, by flite under pink noise."""
+    for utterance in utterances:
+        wav = synthesise(utterance.text, utterance.voice, utterance.rate, utterance.pitch).astype(np.float32) / 32768
+        yield add_noise(wav, pink_noise(len(wav), np.random.default_rng(int(digest(utterance), 16))), NOISE_DB).clip(-1, 1)
 
 
 def picture_path(folder, number):
@@ -180,7 +193,7 @@ def spoken(name, talks, other_talks, args):
     for condition, voices in (("heldout", TRAIN_VOICES), ("noisy", TRAIN_VOICES), ("unseen", (UNSEEN_VOICE,))):
         asked = ask(other_talks, voices, seed, plain=True)
         if condition == "noisy":
-            asked = noisy(asked, Path(args.out) / "sets" / f"{name}_noisy")
+            asked = recorded(asked, Path(args.out) / "sets" / f"{name}_noisy", say_noisily, args.workers)
         part = f"{name}_{condition}"
         found[part] = talked(part, other_talks, asked, args.others, args.seed)
     return found
@@ -201,22 +214,29 @@ def i2t(args):
 
 
 def more(args, corpus):
-    """{name: conversations} for training only."""
+    """{name: conversations} for training only. Voices that answer nothing ask a share of them (nano/foreign.py)."""
     seed = f"{args.seed} more"
     talks = as_talks(corpus["questions"] + corpus["sentences"][:args.sentences])
+    asked, rng = ask(talks, TRAIN_VOICES, seed), random.Random(f"{seed} foreign")
+    foreign = [i for i in range(len(talks)) if rng.random() < args.foreign]
+    recordings = recorded([[asked_by(text, rng) for text in user_turns(talks[i])] for i in foreign], Path(args.out) / "sets" / "foreign",
+                          say_all, args.workers)
+    for i, turns in zip(foreign, recordings):
+        asked[i] = turns
     known = as_talks(facts(corpus["train"] + corpus["questions"], random.Random(seed)))
-    return {"more_train": talked("more_train", talks, ask(talks, TRAIN_VOICES, seed), args.others, args.seed),
+    return {"more_train": talked("more_train", talks, asked, args.others, args.seed),
             "facts_train": typed("facts_train", known[:args.limit])}
 
 
 def plan_sets(args):
     """{name: conversations} of all --sets; deterministic for a seed."""
-    parts = {"train", "heldout"} | ({"sentences", "words"} if "t2a" in args.sets else set())
-    parts |= {"questions", "sentences"} if "more" in args.sets else set()
+    parts = {"train", "heldout"} | ({"words"} if "t2a" in args.sets else set()) | ({"questions"} if "more" in args.sets else set())
+    parts |= set() if set(args.sets) <= {"a2a", "i2t"} else {"sentences"}
     corpus = {part: read_jsonl(Path(args.corpus) / f"{part}.jsonl") for part in sorted(parts)}
     found = {}
     if "multi" in args.sets:
-        talks, other_talks = multi_turn.build(corpus["train"], corpus["heldout"], random.Random(args.seed), args.conversations + args.typed)
+        talks, other_talks = multi_turn.build(corpus["train"], corpus["heldout"], random.Random(args.seed), args.conversations + args.typed,
+                                              corpus["sentences"])
         talks, only_typed = talks[:args.conversations], talks[args.conversations:]
         found |= spoken("multi", talks[:args.limit], other_talks[:args.limit], args)
         found["typed_train"] = typed("typed_train", only_typed[:args.limit])
@@ -276,6 +296,7 @@ def parse_args(argv=None):
     parser.add_argument("--conversations", type=int, default=6000, help="multi: at most so many for training")
     parser.add_argument("--typed", type=int, default=0, help="multi: at most so many more, which are text alone")
     parser.add_argument("--sentences", type=int, default=9000, help="more: at most so many sentences to repeat")
+    parser.add_argument("--foreign", type=float, default=0.0, help="more: share (0-1) that other voices ask; needs festival and espeak-ng")
     parser.add_argument("--questions", type=int, default=20_000, help="i2t: for training")
     parser.add_argument("--spoken", type=int, default=6000, help="i2t: how many of them are also asked aloud")
     parser.add_argument("--per_picture", type=int, default=2, help="i2t: training questions about one picture")

@@ -24,6 +24,49 @@ ROOMS = ("kitchen", "bedroom", "bathroom", "garage", "garden", "office", "studio
 PEOPLE = {"mother": "she", "father": "he", "sister": "she", "brother": "he", "grandmother": "she", "grandfather": "he", "uncle": "he",
           "aunt": "she", "daughter": "she", "son": "he"}
 REMEMBERED = "thank you, I will remember that."
+# {kind: (openings, closings)}, for training only: with its few forms alone a family is learnt by heart, and what needs a fact fails.
+FURTHER = {
+    "animal": (["{a} is in my garden. => then you can look at the {name}.", "I think about {a}. => the {name} is very interesting.",
+                "do you know {a}? => yes, I know the {name} well."],
+               ["which food does it like? => it likes {food}.", "what should I give it? => give the {name} {food}.",
+                "where can I find it? => you can find the {name} {home}.", "where does it sleep? => it can sleep {home}.",
+                "which color does it have? => its color is {color}.", "what does it like to do? => it likes to {move}.",
+                "what is on its body? => there is {cover} on the {name}.", "tell me about its legs. => it has {legs} legs, I know."]),
+    "thing": (["my friend needs {a}. => I hope that your friend will find it.", "this is my new {name}. => I like your new {name}.",
+               "I found {a}. => I hope that you like the {name}."],
+              ["which material is it? => it is made of {material}.", "why do I need it? => you need it to {use}.",
+               "how can I use it? => you can {use} with it.", "in which room does it belong? => it belongs in the {room}."]),
+    "sum": (["I have {a} and get {b} more. => now you have {c}.", "what is {a} plus {b}? => {a} plus {b} is {c}.",
+             "tell me the sum of {a} and {b}. => I know that the sum of {a} and {b} is {c}."],
+            ["and {d} more? => {d} more and you have {more}.", "and plus {d}? => {c} plus {d} is {more}.",
+             "now add {d}. => when I add {d}, I get {more}.", "I get {d} more. => then you have {more}.",
+             "and minus {d}? => {c} minus {d} is {less}.", "I lose {d} of them. => then you have {less}.",
+             "take {d} from it. => when you take {d} from {c}, {less} will remain.", "how much was it? => it was {c}."]),
+    "home": (["I come from {capital}. => I like the city of {capital}.", "my home is {capital}. => I would like to visit {capital}.",
+              "I was born in {capital}. => then you know {capital} very well."],
+             ["which city is my home? => your home is the city of {capital}.", "which country is my home? => {name} is your home.",
+              "what is my country? => your country is {name}.", "is my home in {continent}? => yes, your home is in {continent}.",
+              "what do people speak in my city? => in your city people speak {language}.",
+              "which language do I speak? => you speak {language}.", "to which continent does it belong? => it belongs to {continent}.",
+              "what do we call the people of my country? => we call them {people}."]),
+    "country": (["I will travel to {name}. => I hope that you will enjoy {name}.", "do you know {name}? => yes, I know {name} well.",
+                 "I read about {name}. => {name} is a beautiful country.", "I like {name}. => yes, {name} is beautiful."],
+                ["which city is the capital? => the capital is {capital}.", "tell me the capital. => I know that it is {capital}.",
+                 "on which continent is it? => it is in {continent}.", "where is it? => you will find it in {continent}.",
+                 "which language should I learn? => you should learn {language}.", "what do the people speak? => they speak {language}.",
+                 "who lives there? => the {people} people live there.", "which city should I see there? => you should see {capital}."]),
+    "job": (["my {r} is a good {name}. => I believe that your {r} is very good.", "I saw {a} today, my {r}. => I like your {r}."],
+            ["where is {he} now? => I think your {r} is {place}.", "where can I find {he}? => you will find your {r} {place}.",
+             "what is the work of my {r}? => everybody knows that {a} {work}.", "what did {he} forget? => {he} forgot {tool}.",
+             "what should I bring? => you should bring {tool}."]),
+    "day": (["it is {x}. => yes, it is {x}.", "this is {x}. => I like {x} very much.", "do you like {x}? => yes, I like {x}.",
+             "I work on {x}. => then {x} is an important day.", "my birthday is on {x}. => I will remember your {x}."],
+            ["which day is next? => the next day is {y}.", "what comes after that? => after {x} comes {y}.",
+             "what comes before that? => before {x} comes {z}.", "and the next day? => {y} is the next day.",
+             "and the day before? => {z} is the day before.", "what day comes after it? => I know that {y} comes after {x}.",
+             "which day is before it? => {z} is before {x}.", "tell me the next day. => listen, the next day is {y}.",
+             "tell me the day before. => listen, the day before is {z}.", "which day did I say? => you said {x}."]),
+}
 
 
 class Family(NamedTuple):
@@ -130,11 +173,12 @@ def counts(rng, keep=400):
     return rng.sample(rows, keep)
 
 
-def build(train, heldout, rng, count=6000):
+def build(train, heldout, rng, count=6000, sentences=()):
     """Conversations: (train, heldout), lists of {"messages": [{"role", "content"}, ...], "kind"}.
 
     train, heldout: the corpus (lists of {"question", "answer", "kind"}); up to `count` training conversations, all different, about as many
-    of each kind. Whatever the corpus does not teach to pronounce is left out. The held-out ones depend on corpus and `rng` alone.
+    of each kind; `sentences` are further pairs whose answer is to be said again. Whatever the corpus does not teach to pronounce is left
+    out. The held-out ones depend on corpus and `rng` alone, and all their forms are taught with other rows.
     """
     said = {normalise(item["answer"]) for item in train}
     reserved = {normalise(item["answer"]) for item in heldout}
@@ -143,25 +187,33 @@ def build(train, heldout, rng, count=6000):
     vocabulary = {word for item in train for word in words(item["answer"])}
     held_out, taught = again(heldout, rng, 3 * HELD_OUT_LEAST), {}
     for kind, family in found.items():
-        endings = defaultdict(list)  # last reply -> the (row, openings, closing) that lead to it
-        for row in family.rows:
-            for closing in family.closings:
-                reply = fill(closing, row)[1]
-                openings = [form for form in family.openings if normalise(fill(form, row)[1]) not in reserved
-                            and vocabulary.issuperset(words(fill(form, row)[1]))]
-                if openings and vocabulary.issuperset(words(reply)):
-                    endings[normalise(reply)].append((row, openings, closing))
-        free = sorted(set(endings) - said)
+        ways = endings(family, reserved, vocabulary)
+        free = sorted(set(ways) - said)
         kept_apart = set(rng.sample(free, max(HELD_OUT_LEAST, round(HELD_OUT_SHARE * len(free)))))
-        taught[kind] = [pair for reply, pairs in endings.items() if reply not in kept_apart | reserved for pair in pairs]
-        chosen = [rng.choice(endings[reply]) for reply in sorted(kept_apart)]
+        chosen = [rng.choice(ways[reply]) for reply in sorted(kept_apart)]
         held_out += talks(kind, family.pause, chosen, len(chosen), fillers, rng)
+        more = [old + new for old, new in zip((family.openings, family.closings), FURTHER.get(kind, ([], [])))]
+        ways = endings(family._replace(openings=more[0], closings=more[1]), reserved, vocabulary)
+        taught[kind] = [way for reply, found_ways in ways.items() if reply not in kept_apart | reserved for way in found_ways]
     share = round((1 - APART_SHARE) * count) // (len(found) + 1)  # only from here on: what is held out does not depend on `count`
     learnt = [talk for kind, family in found.items() for talk in talks(kind, family.pause, taught[kind], share, fillers, rng)]
-    learnt += again(train, rng, share)
+    learnt += again([*train, *sentences], rng, share)
     learnt += apart(learnt, train, rng, round(APART_SHARE * count))
     rng.shuffle(learnt)
     return learnt, held_out
+
+
+def endings(family, reserved, vocabulary):
+    """{last reply, normalised: its ways, a list of (row, openings, closing)}, without replies that are reserved or cannot be pronounced."""
+    found = defaultdict(list)
+    for row in family.rows:
+        said = {form: fill(form, row)[1] for form in family.openings}
+        openings = [form for form, reply in said.items() if normalise(reply) not in reserved and vocabulary.issuperset(words(reply))]
+        for closing in family.closings:
+            reply = fill(closing, row)[1]
+            if openings and vocabulary.issuperset(words(reply)):
+                found[normalise(reply)].append((row, openings, closing))
+    return found
 
 
 def fill(form, row):
@@ -169,11 +221,11 @@ def fill(form, row):
     return tuple(sentence(part.strip().format(**row)) for part in form.split("=>"))
 
 
-def talks(kind, pause, endings, count, fillers, rng):
-    """`count` different conversations, fewer where the family has not that many; every ending is used before one comes twice."""
+def talks(kind, pause, ways, count, fillers, rng):
+    """`count` different conversations, fewer where the family has not that many; every way is used before one comes twice."""
     found = {}
     for _ in range(20):
-        for row, openings, closing in rng.sample(endings, len(endings)):
+        for row, openings, closing in rng.sample(ways, len(ways)):
             turns = [fill(rng.choice(openings), row), fill(closing, row)]
             if pause and rng.random() < FILLER_SHARE:
                 filler = rng.choice(fillers)

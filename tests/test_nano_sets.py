@@ -1,18 +1,20 @@
 """The nano world's data sets by the data builder: who says what, codes on the grid of words, every part valid."""
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import soundfile as sf
 import soxr
 
 from dataset.parquet_rows import ParquetRows
 from engine.voices import load_voices
 from model.audio import read_audio
 from model.config import SAMPLE_RATE, OmniConfig
-from nano import build_sets, corpus, multi_turn, voices
+from nano import build_sets, corpus, foreign, multi_turn, voices
 from nano.speech import RATE, TRAIN_VOICES, Utterance, synthesise, synthesise_timed, voiced
 from nano.word_grid import GridCodec
 
@@ -92,10 +94,25 @@ def test_sets_are_planned_built_and_valid(tmp_path):
 @needs_flite
 def test_noisy_questions_are_ten_decibels_above_their_noise(tmp_path):
     said = Utterance("What color is the sky?", "slt")
-    (path,), again = build_sets.noisy([[said]], tmp_path)[0], build_sets.noisy([[said], [said]], tmp_path)
+    record = partial(build_sets.recorded, folder=tmp_path, say=build_sets.say_noisily)
+    (path,), again = record([[said]])[0], record([[said], [said]])
     assert again == [[path], [path]]
     wav, heard = synthesise(said.text, said.voice).astype(np.float32) / 32768, read_audio(path, RATE)
     assert 10 * np.log10(np.mean(wav ** 2) / np.mean((heard - wav) ** 2)) == pytest.approx(10, abs=0.5)
+
+
+@pytest.mark.skipif(not (shutil.which("festival") and shutil.which("espeak-ng")), reason="needs festival and espeak-ng")
+def test_foreign_voices_say_the_text_in_order_at_their_rate(tmp_path):
+    texts = ["What color is the sky?", 'Please say: "the cow came quietly to the museum this morning".']
+    said = [Utterance(text, voice) for text in texts for voice in (foreign.KED, "en-us+f2")]
+    short, other, long, longer = [len(wav) / RATE for wav in foreign.say_all(said)]
+    assert 1 < short < 2.5 < long < 6 and 1 < other < 2.5 < longer < 6
+    slow, small = [len(foreign.say_all([Utterance(texts[0], foreign.KED, rate, pitch)])[0]) / RATE for rate, pitch in ((0.8, 1), (1, 1.15))]
+    assert slow == pytest.approx(short / 0.8, rel=0.1) and small == pytest.approx(short, rel=0.1)
+    (path,), = build_sets.recorded([[said[0]]], tmp_path, foreign.say_all)
+    assert sf.info(path).duration == pytest.approx(short)
+    with pytest.raises(ValueError, match="unknown voice 'kal16'"):
+        foreign.say_all([Utterance("No.", "kal16")])
 
 
 def voice_of(line: dict) -> str | None:
