@@ -39,8 +39,13 @@ SPELL_STEPS=${SPELL_STEPS:-450}
 HEAR_STEPS=${HEAR_STEPS:-1500}
 THINK_STEPS=${THINK_STEPS:-4000}
 TALK_STEPS=${TALK_STEPS:-300}
-TALKS=${TALKS:---askings 1 --conversations 2500 --typed 12000 --questions 16000 --spoken 1000 --heldout 120}  # sizes of their data
+TALKS=${TALKS:---askings 1 --conversations 4000 --typed 20000 --questions 24000 --spoken 6000 --heldout 120}  # sizes of their data
+FOREIGN=${FOREIGN:-0.5}                   # share of the further questions that festival and espeak-ng ask
 SPOKEN=${SPOKEN:---askings 1 --limit 600 --conversations 250 --questions 500 --spoken 200 --heldout 4}  # ... with the replies spoken
+
+for program in flite $([ "$SENSES" = 1 ] && [ "$FOREIGN" != 0 ] && echo festival espeak-ng); do  # now, not after hours
+    command -v "$program" >/dev/null || { echo "the $program program is missing: see nano/README.md"; exit 2; }
+done
 
 step() {  # step NAME PRODUCT COMMAND...
     local name=$1 product=$2
@@ -146,7 +151,7 @@ if [ "$SENSES" = 1 ]; then
     # shellcheck disable=SC2086
     step spoken    "$WORK/data/spoken/told_heldout/manifest.json" talks "$WORK/data/spoken" $SPOKEN
     step more      "$WORK/data/facts_train/manifest.json" $PYTHON -m nano.build_sets more --unspoken --corpus "$WORK/corpus" \
-        --codec "$WORK/codec/targets.pt" --speaker_encoder none --tokenizer "$PACK" --out "$WORK/data"
+        --codec "$WORK/codec/targets.pt" --speaker_encoder none --tokenizer "$PACK" --out "$WORK/data" --foreign "$FOREIGN"
     step examples  "$PACK/examples" $PYTHON -m nano.build_examples --corpus "$WORK/corpus" --out "$PACK/examples"
     # The released recipe trains a projector and then everything, for each sense. Here the audio projector first learns to write what is
     # said, then the ear along with it, then projectors and Thinker learn together, from the text alone and only above the bridge: a step
