@@ -24,7 +24,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works by path an
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
-from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
 from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 
@@ -224,11 +223,6 @@ class Trainer:
         return dict(direct, audio_features=audio, audio_lens=lens, image_features=images,
                     speech_only=frozen and audio is None and images is None, text_only=self.args.mode == "thinker")
 
-    def attention(self) -> contextlib.AbstractContextManager:
-        """The attention kernel: PyTorch's choice, but the plain one in bfloat16 on a CPU, where the fused backward is 3 x slower."""
-        slow = self.device.type == "cpu" and self.dtype == torch.bfloat16
-        return sdpa_kernel(SDPBackend.MATH) if slow else contextlib.nullcontext()
-
     def autocast(self) -> contextlib.AbstractContextManager:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
@@ -253,10 +247,9 @@ class Trainer:
             labels = [batch[name].to(self.device, non_blocking=True) for name in TARGETS]
             inputs, counts = self._inputs(batch), self._counts(labels[:2])
             with wait:
-                with self.attention():  # around the way back, too: checkpointed blocks run once more there
-                    with self.autocast():
-                        loss, parts = self.net(inputs, *labels, counts)
-                    self.scaler.scale(loss / len(micro_batches)).backward()
+                with self.autocast():
+                    loss, parts = self.net(inputs, *labels, counts)
+                self.scaler.scale(loss / len(micro_batches)).backward()
             sums += parts / len(micro_batches)
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
@@ -350,7 +343,7 @@ class Trainer:
         blamed = []
         for key in self.data.plan.rank_batch(number, self.procs.rank):
             batch, file, row = self.data.row_alone(key)
-            with self.attention(), self.autocast():
+            with self.autocast():
                 loss, _ = self.loss_model(self._inputs(batch), *(batch[name].to(self.device) for name in TARGETS))
             if not loss.isfinite():
                 blamed.append(f"row {row} of {file}")
@@ -364,7 +357,7 @@ class Trainer:
         sums, rows = torch.zeros(len(LOSSES), device=self.device), 0
         for batch in self.data.held_out_batches():
             labels = [batch[name].to(self.device) for name in TARGETS]
-            with self.attention(), self.autocast():
+            with self.autocast():
                 _, parts = self.loss_model({**self._inputs(batch), "speech_only": False}, *labels)
             sums += parts * batch["num_rows"]
             rows += batch["num_rows"]
