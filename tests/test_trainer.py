@@ -56,6 +56,7 @@ def test_schedule():
     ("all", "last1", ("model.layers.2.", "talker.", "audio_proj.", "vision_proj.")),
     ("audio_proj", "none", ("audio_proj.",)),
     ("spelling", "none", ("audio_proj.",)),
+    ("talker", "none", ("talker.",)),
     ("thinker", "none", ("audio_proj.", "vision_proj.", "model.layers.1.", "model.layers.2.", "model.norm.")),
     ("vision_proj", "last1", ("vision_proj.",)),
 ])

@@ -27,9 +27,9 @@ def parse(description: str, argv: list[str] | None = None) -> argparse.Namespace
     add("--save_weight", default="sft_omni", help="name of what is trained")
     add("--from_weight", default="llm", help="name (looked up in save_dir, then out/) or .pth file to start from; none: from scratch")
     add("--from_resume", type=int, choices=(0, 1), default=0, help="1: continue this run where it was saved, if it was")
-    add("--mode", choices=("all", "audio_proj", "vision_proj", "thinker", "spelling"), default="all", help="what is trained; thinker: "
-        "the projectors and the Thinker above the bridge, on the text alone: the Talker, which does not run, goes on hearing what it "
-        "knows; spelling: the audio projector, by --spelling alone: the model does not run")
+    add("--mode", choices=("all", "audio_proj", "vision_proj", "thinker", "talker", "spelling"), default="all", help="what is trained; "
+        "thinker: the projectors and the Thinker above the bridge, on the text alone: the Talker, which does not run, goes on hearing what "
+        "it knows; talker: neither; spelling: the audio projector, by --spelling alone: the model does not run")
     add("--freeze_backbone", choices=("none", "all", "last1"), default="none",
         help="all: the Thinker is frozen; last1: all of it but its last layer")
     add("--preset", choices=sorted(PRESETS), default="base")

@@ -163,7 +163,7 @@ if [ "$SENSES" = 1 ]; then
         --question_mix 0.75 0.05 0.1 0.1 --augment_share 0.5 --max_steps $THINK_STEPS --warmup_steps 20" \
         a2a_train more_train multi_train typed_train facts_train mix_train i2t_train
     # the Talker has never stood behind a picture or a sound: it would not end, or not begin
-    step talk      "$WORK/model/talk_256.pth.done" stage talk think 5e-4 "$TALKER --max_steps $TALK_STEPS --warmup_steps 5" \
+    step talk      "$WORK/model/talk_256.pth.done" stage talk think 3e-4 "$TALKER --mode talker --max_steps $TALK_STEPS --warmup_steps 5" \
         spoken/a2a_train spoken/multi_train spoken/mix_train spoken/i2t_train t2a_train
     last=talk
 fi

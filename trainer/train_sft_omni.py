@@ -73,7 +73,7 @@ def load_start(model: MiniMindOmni, args: argparse.Namespace) -> None:
 
 def set_trainable(model: MiniMindOmni, mode: str, freeze_backbone: str) -> None:
     """mode "audio_proj" / "vision_proj": that projector alone; "spelling": the audio projector. "thinker": both, and the Thinker above
-    the bridge. "all": everything, less the Thinker as freeze_backbone says."""
+    the bridge. "talker": all but these and the rest of the Thinker. "all": everything, less the Thinker as freeze_backbone says."""
     config = model.config
     last = f"model.layers.{config.num_hidden_layers - 1}."
     above = ("audio_proj.", "vision_proj.", "model.norm.",
@@ -81,6 +81,8 @@ def set_trainable(model: MiniMindOmni, mode: str, freeze_backbone: str) -> None:
     for name, parameter in model.named_parameters():
         if mode == "thinker":
             parameter.requires_grad_(name.startswith(above))
+        elif mode == "talker":  # with hearing and sight left as they are
+            parameter.requires_grad_(not name.startswith(("model.", "audio_proj.", "vision_proj.")))
         elif mode != "all":
             parameter.requires_grad_(name.startswith("audio_proj." if mode == "spelling" else f"{mode}."))
         elif name.startswith("model.") and freeze_backbone != "none":  # the tied lm_head goes with the embedding
@@ -195,10 +197,10 @@ class Trainer:
         if self.args.use_compile:
             net = compiled(net, dynamic=True)  # lengths differ from batch to batch: one graph for all of them
         if self.procs.world > 1:
-            # In "all" and "thinker" a projector gets no gradient from a batch without its input, and DDP must be told to expect that.
-            # Training a projector alone, every parameter always has a gradient (see _inputs).
+            # A projector gets no gradient from a batch without its input, nor the speaker's without speakers; DDP must be told to expect
+            # that. Training a projector alone, every parameter always has a gradient (see _inputs).
             net = DistributedDataParallel(net, device_ids=[self.device] if self.device.type == "cuda" else None,
-                                          find_unused_parameters=self.args.mode in ("all", "thinker"))
+                                          find_unused_parameters=self.args.mode in ("all", "thinker", "talker"))
         return net
 
     def _inputs(self, batch: dict) -> dict:
@@ -219,7 +221,7 @@ class Trainer:
             images = torch.zeros(rows, 1, self.config.image_token_len, self.config.image_hidden_size, device=self.device)
         direct = {name: batch[name].to(self.device, non_blocking=True) for name in ("input_ids", "spk_emb", "positions")}
         # A frozen Thinker without projected inputs learns nothing from its words: half of it need not run (its text loss reads 0).
-        frozen = self.args.mode == "all" and self.args.freeze_backbone == "all" and not self.config.use_moe
+        frozen = (self.args.mode == "talker" or self.args.freeze_backbone == "all" and self.args.mode == "all") and not self.config.use_moe
         return dict(direct, audio_features=audio, audio_lens=lens, image_features=images,
                     speech_only=frozen and audio is None and images is None, text_only=self.args.mode == "thinker")
 
