@@ -230,8 +230,9 @@ def more(args, corpus):
 
 def plan_sets(args):
     """{name: conversations} of all --sets; deterministic for a seed."""
-    parts = {"train", "heldout"} | ({"words"} if "t2a" in args.sets else set()) | ({"questions"} if "more" in args.sets else set())
-    parts |= set() if set(args.sets) <= {"a2a", "i2t"} else {"sentences"}
+    parts = {"train", "heldout"}
+    for name, more_parts in (("t2a", {"sentences", "words"}), ("multi", {"sentences"}), ("more", {"sentences", "questions"})):
+        parts |= more_parts if name in args.sets else set()
     corpus = {part: read_jsonl(Path(args.corpus) / f"{part}.jsonl") for part in sorted(parts)}
     found = {}
     if "multi" in args.sets:

@@ -82,6 +82,8 @@ def parse(description: str, argv: list[str] | None = None) -> argparse.Namespace
     add("--wandb_project", default="MiniMind-O")
     add("--use_tensorboard", action="store_true")
     args = p.parse_args(argv)
+    if args.mode == "talker":
+        args.freeze_backbone = "all"  # what follows from a frozen Thinker is decided by this one flag
     for name in ("epochs", "batch_size", "accumulation_steps", "log_interval", "save_interval", "max_seq_len", "keep_last",
                  "max_bad_steps", "eval_rows"):
         if getattr(args, name) < 1:

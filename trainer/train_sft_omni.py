@@ -73,7 +73,7 @@ def load_start(model: MiniMindOmni, args: argparse.Namespace) -> None:
 
 def set_trainable(model: MiniMindOmni, mode: str, freeze_backbone: str) -> None:
     """mode "audio_proj" / "vision_proj": that projector alone; "spelling": the audio projector. "thinker": both, and the Thinker above
-    the bridge. "talker": all but these and the rest of the Thinker. "all": everything, less the Thinker as freeze_backbone says."""
+    the bridge. "talker": everything less the Thinker and the projectors. "all": everything, less the Thinker as freeze_backbone says."""
     config = model.config
     last = f"model.layers.{config.num_hidden_layers - 1}."
     above = ("audio_proj.", "vision_proj.", "model.norm.",
@@ -221,7 +221,7 @@ class Trainer:
             images = torch.zeros(rows, 1, self.config.image_token_len, self.config.image_hidden_size, device=self.device)
         direct = {name: batch[name].to(self.device, non_blocking=True) for name in ("input_ids", "spk_emb", "positions")}
         # A frozen Thinker without projected inputs learns nothing from its words: half of it need not run (its text loss reads 0).
-        frozen = (self.args.mode == "talker" or self.args.freeze_backbone == "all" and self.args.mode == "all") and not self.config.use_moe
+        frozen = self.args.mode in ("all", "talker") and self.args.freeze_backbone == "all" and not self.config.use_moe
         return dict(direct, audio_features=audio, audio_lens=lens, image_features=images,
                     speech_only=frozen and audio is None and images is None, text_only=self.args.mode == "thinker")
 
