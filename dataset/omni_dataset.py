@@ -196,7 +196,8 @@ class OmniDataset(torch.utils.data.Dataset):
         if system < v.system and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": self._system_prompt(messages, rng)})
         strip_think = bool(strip < v.strip_think)
-        messages, ids = self._cut(messages, cut if v.random_cut else None, strip_think)
+        spoken = [codes.shape[1] > 0 for codes in row.answer_codes] if v.speech else []
+        messages, ids = self._cut(messages, spoken, cut if v.random_cut else None, strip_think)
         num_turns = sum(m["role"] == "assistant" for m in messages)
         wav, num_pads, said = None, 0, None
         question = self._last_question(messages, row.question_audios)
@@ -230,12 +231,16 @@ class OmniDataset(torch.utils.data.Dataset):
         letters = place_letters(known, audio_labels[0], config) if len(known) else None
         return OmniSample(input_ids, text_labels, audio_labels, spk_emb, wav, num_pads, images, config, letters, said)
 
-    def _cut(self, messages: list[dict], draw: float | None, strip_think: bool) -> tuple[list[dict], tuple[list[int], list[int]]]:
+    def _cut(self, messages: list[dict], spoken: list[bool], draw: float | None,
+             strip_think: bool) -> tuple[list[dict], tuple[list[int], list[int]]]:
         """End the conversation at a turn whose text leaves room for speech, looking back from a random turn (or the last).
 
-        Returns the kept messages and their (prompt_ids, reply_ids).
+        spoken: which replies have speech; where only some have, the random turn is one of those. Returns the kept messages and their
+        (prompt_ids, reply_ids).
         """
         ends = [i + 1 for i, m in enumerate(messages) if m["role"] == "assistant"]
+        if draw is not None:
+            ends = [end for end, has_speech in zip(ends, spoken) if has_speech] or ends
         last = len(ends) - 1 if draw is None else int(draw * len(ends))
         for end in reversed(ends[:last + 1]):
             ids = self._tokenize(messages[:end], strip_think)

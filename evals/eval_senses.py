@@ -4,6 +4,7 @@
   that no training has heard; also the word error rate of the pack's own transcriber on them.
 - Pictures: exactly right answers per kind of question, typed and spoken ("mix"). Conversations: the last answer, after the model's own
   earlier replies; "without" asks the last question alone, which shows that the earlier turn is needed.
+- Calls: the same questions, typed and spoken, in the seventh turn of a talk about other things, by what the model answers to them alone.
 - `--split train` asks what was taught instead: what is right there but not held out was learnt by heart.
 - Every item has its own seed; text is sampled at the pack's default temperature. Last line is JSON.
 
@@ -34,7 +35,8 @@ from model.config import INPUT_RATE  # noqa: E402
 
 SPOKEN = {"heldout": {"training voices": "a2a_heldout", "training voices, 10 dB noise": "a2a_noisy", "unseen voice": "a2a_unseen"},
           "train": {"training voices": "a2a_train"}}
-PARTS = ("spoken", "pictures", "turns")
+PARTS = ("spoken", "pictures", "turns", "calls")
+TURNS_BEFORE = 6  # of a question in a call
 
 
 def read_rows(path: Path, n: int) -> list[dict]:
@@ -111,6 +113,25 @@ def conversations(examiner: Examiner, data: Path, n: int, split: str = "heldout"
     return records
 
 
+def calls(examiner: Examiner, data: Path, n: int, split: str = "heldout") -> list[dict]:
+    """A record per question in a long talk, typed and spoken: {"group", "asked", "typed", "reply", "right"}; right = as when typed alone.
+
+    The turns before are the questions before it, as the pack's transcriber writes them, and what the model answers to them alone.
+    """
+    rows, turns, records = read_rows(data / f"a2a_{split}", n), [], []
+    for i, row in enumerate(tqdm(rows, desc="questions of the calls", mininterval=5)):
+        question, wav = turns_of(row, "user")[-1], read_audio(row["question_audios"][-1], INPUT_RATE)
+        alone = examiner.ask([{"role": "user", "content": question}], i)
+        heard = examiner.chat.transcribe(wav)
+        turns.append((question, wav, alone, [{"role": "user", "content": heard}, {"role": "assistant", "content": alone}]))
+    for i, (question, wav, alone, _) in enumerate(tqdm(turns, desc="calls", mininterval=5)):
+        before = [message for j in range(i - TURNS_BEFORE, i) for message in turns[j][-1]]  # the first ones have the last before them
+        for group, content, audio in (("calls, typed", question, None), ("calls, spoken", "", wav)):
+            reply = examiner.ask([*before, {"role": "user", "content": content}], i, audio=audio)
+            records.append({"group": group, "asked": question, "typed": alone, "reply": reply, "right": reply == alone})
+    return records
+
+
 def summarise(records: list[dict]) -> dict[str, dict]:
     """{group: {"n", "right", "wer" of the transcriber where something was heard}}, kinds of a group behind it."""
     groups = defaultdict(list)
@@ -151,7 +172,7 @@ def run(args) -> None:
                      decode_audio=False, dtype=args.dtype)
     chat.use_few_threads()
     examiner, data = Examiner(chat, args.seed, args.temperature), Path(args.data)
-    examine = dict(zip(PARTS, (spoken, pictures, conversations)))
+    examine = dict(zip(PARTS, (spoken, pictures, conversations, calls)))
     records = [record for part in args.parts for record in examine[part](examiner, data, args.n, args.split)]
     figures = summarise(records)
     print(table(figures))

@@ -51,6 +51,7 @@ NOISE_DB = 10.0
 RATES = (0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2)  # of those who ask
 PITCHES = (0.9, 0.95, 1.05, 1.12)
 PITCH_SHARE = 0.3
+SPOKEN_TURNS = 2  # of a conversation's questions, the last ones
 GATES = Gates(min_snr_db=0.0)  # flite is clean; the noisy held-out questions are meant to be noisy
 
 
@@ -90,19 +91,22 @@ def read_aloud(name, items, utterances, seed):
 
 
 def talked(name, talks, asked, share, seed):
-    """A2A and multi-turn: every user turn asked by its Utterance (or, given a path, recorded there), all replies by one voice.
+    """A2A and multi-turn: the user's last turns asked by their Utterance (or, given a path, recorded there), all replies by one voice.
 
+    Training hears one question of a conversation, and its earliest are seldom that: nobody says what comes before the last SPOKEN_TURNS.
     `share` of the conversations are answered by each voice but the main one as often as by it.
     """
     rng, found = random.Random(f"{seed} {name}"), []
     for i, (talk, turns) in enumerate(zip(talks, asked, strict=True)):
         said = [{u.voice for u in voiced([text], share, seed)} for text in replies(talk)]
         voice, turns, messages = rng.choice(sorted(set.intersection(*said))), iter(turns), []
-        for message in talk["messages"]:
+        for number, message in enumerate(talk["messages"]):
             spoken = {"voice": voice}
             if message["role"] == "user":
                 turn = next(turns)
                 spoken = {"audio": str(turn)} if isinstance(turn, Path) else {"voice": voice_name(turn)}
+                if number < len(talk["messages"]) - 2 * SPOKEN_TURNS:
+                    spoken = {"voice": UNSPOKEN}
             messages.append({**message, **spoken})
         found.append(conversation(f"{name}-{i}", messages, talk["kind"], voice))
     rng.shuffle(found)

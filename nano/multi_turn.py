@@ -3,6 +3,8 @@
 - A family is a table of rows, some openings ("My name is Anna. => Hello Anna, ...") and some closings ("What is my name? => Your name is
   Anna."); every opening goes with every closing. Now and then an unrelated question of the corpus comes between.
 - A share of the training conversations changes the subject ("apart"): the last question is one of the corpus and needs nothing before it.
+- Some come after a long talk of other things, and what was asked before is, in a share of them, as an ear has written it down: so it is
+  in a call.
 - Closed vocabulary: a form whose reply has a word that the corpus does not teach the Talker is not used.
 - Held out are whole last replies: no training conversation, and no training pair of the corpus, says such a sentence.
 - An opening that is a question of the corpus, too, has the corpus's answer: two answers to one question leave a model to guess.
@@ -18,7 +20,10 @@ from nano.forms import article, sentence
 HELD_OUT_SHARE = 0.04  # of a family's last replies, at least HELD_OUT_LEAST
 HELD_OUT_LEAST = 6
 FILLER_SHARE = 0.25  # of the conversations have an unrelated turn in between
-APART_SHARE = 0.2  # of the training conversations change the subject
+APART_SHARE = 0.3  # of the training conversations change the subject
+EARLIER_TURNS = 8  # about other things, at most, come before such a question ...
+PRECEDED_SHARE = 0.2  # ... and before this share of the other training conversations
+HEARD_SHARE = 0.4  # of the training conversations have their earlier questions without case and punctuation
 FILLER_KINDS = ("animals", "colors", "foods", "opposites", "countries", "tools", "order")
 ROOMS = ("kitchen", "bedroom", "bathroom", "garage", "garden", "office", "studio", "living room")
 PEOPLE = {"mother": "she", "father": "he", "sister": "she", "brother": "he", "grandmother": "she", "grandfather": "he", "uncle": "he",
@@ -198,9 +203,9 @@ def build(train, heldout, rng, count=6000, sentences=()):
     share = round((1 - APART_SHARE) * count) // (len(found) + 1)  # only from here on: what is held out does not depend on `count`
     learnt = [talk for kind, family in found.items() for talk in talks(kind, family.pause, taught[kind], share, fillers, rng)]
     learnt += again([*train, *sentences], rng, share)
-    learnt += apart(learnt, train, rng, round(APART_SHARE * count))
+    learnt = preceded(learnt, train, rng, round(APART_SHARE * count))
     rng.shuffle(learnt)
-    return learnt, held_out
+    return [as_heard(talk) if rng.random() < HEARD_SHARE else talk for talk in learnt], held_out
 
 
 def endings(family, reserved, vocabulary):
@@ -245,11 +250,24 @@ def again(items, rng, count):
             for item in rng.sample(items, min(count, len(items)))]
 
 
-def apart(talks, items, rng, count):
-    """A first turn, of one of `talks` or a pair of the corpus, and then a pair that has nothing to do with it."""
-    first = [talk["messages"][:2] for talk in talks] + [pair["messages"] for pair in as_talks(items)]
-    return [{"messages": rng.choice(first) + pair["messages"], "kind": "apart"}
-            for pair in as_talks(rng.sample(items, min(count, len(items))))]
+def preceded(talks, items, rng, count):
+    """`talks`, some of them after turns about other things, and `count` pairs of the corpus ("apart") after such turns."""
+    earlier = [talk["messages"][:2] for talk in talks] + [pair["messages"] for pair in as_talks(items)]
+    last = [{**pair, "kind": "apart"} for pair in as_talks(rng.sample(items, min(count, len(items))))]
+    found = []
+    for talk in talks + last:
+        if talk["kind"] == "apart" or rng.random() < PRECEDED_SHARE:
+            turns = rng.choices(earlier, k=rng.randint(1, EARLIER_TURNS))
+            talk = {**talk, "messages": [message for turn in turns for message in turn] + talk["messages"]}
+        found.append(talk)
+    return found
+
+
+def as_heard(talk):
+    """The conversation with its questions but the last as the transcriber of a call writes them."""
+    *earlier, question, reply = talk["messages"]
+    heard = [{**m, "content": normalise(m["content"])} if m["role"] == "user" else m for m in earlier]
+    return {**talk, "messages": [*heard, question, reply]}
 
 
 def conversation(kind, turns):

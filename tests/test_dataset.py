@@ -143,6 +143,13 @@ def test_reply_of_the_kept_turn_is_the_one_that_speaks(dataset, tokenizer):
     assert seen == {1, 2, 3}
 
 
+def test_a_random_cut_keeps_a_reply_that_speaks(dataset, tokenizer):
+    row = t2a_row(conversations=chat("a", "one", "b", "two", "c", "three"), answer_audios=[[], codes(2), []])
+    data = dataset([row], Variants.fixed(random_cut=True))
+    assert {text_of(data.sample(0, epoch), tokenizer).count("<|im_start|>assistant") for epoch in range(20)} == {2}
+    assert text_of(dataset([row])[0], tokenizer).count("<|im_start|>assistant") == 3, "evaluation takes the last turn"
+
+
 def test_missing_reply_codes_leave_all_pads(dataset):
     for answers in ([], None, [[]]):
         sample = dataset([t2a_row(answer_audios=answers)])[0]

@@ -228,6 +228,10 @@ def test_a_frozen_thinker_stops_at_the_bridge(world):
         trainer.optimizer.zero_grad()
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True)) and len(gradients[0]) > 50
     assert not Trainer(parse_args(command(world)), CPU)._inputs(batch)["speech_only"], "a learning Thinker needs its text loss"
+    talker = Trainer(parse_args(command(world, mode="talker")), CPU)
+    for one in (trainer, talker):
+        one.frontends.audio = lambda wavs: (torch.zeros(len(wavs), 1, one.config.audio_hidden_size), torch.ones(len(wavs), dtype=torch.int64))
+    assert talker._inputs(batch)["speech_only"] and not trainer._inputs(batch)["speech_only"], "a projector that learns needs it, too"
 
 
 @pytest.mark.parametrize("checkpointing", [0, 1])

@@ -220,10 +220,11 @@ class Trainer:
         if self.args.mode == "vision_proj" and images is None:
             images = torch.zeros(rows, 1, self.config.image_token_len, self.config.image_hidden_size, device=self.device)
         direct = {name: batch[name].to(self.device, non_blocking=True) for name in ("input_ids", "spk_emb", "positions")}
-        # A frozen Thinker without projected inputs learns nothing from its words: half of it need not run (its text loss reads 0).
+        # A frozen Thinker learns nothing from its words, nor do frozen projectors: half of it need not run (its text loss reads 0).
         frozen = self.args.mode in ("all", "talker") and self.args.freeze_backbone == "all" and not self.config.use_moe
+        nothing_projected = self.args.mode == "talker" or audio is None and images is None
         return dict(direct, audio_features=audio, audio_lens=lens, image_features=images,
-                    speech_only=frozen and audio is None and images is None, text_only=self.args.mode == "thinker")
+                    speech_only=frozen and nothing_projected, text_only=self.args.mode == "thinker")
 
     def autocast(self) -> contextlib.AbstractContextManager:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
