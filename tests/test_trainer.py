@@ -1,4 +1,6 @@
 """The trainer: schedule, freezing, data order, exact resume, bad steps, and the real command line on two processes."""
+import io
+import json
 import math
 import os
 import subprocess
@@ -9,11 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import soundfile
 import torch
 
 from dataset.parquet_rows import ParquetRows
 from model.checkpoint import load_model, load_weights, save_atomic
 from model.config import IGNORE
+from model.encoders import sensevoice_frames
 from model.model_omni import MiniMindOmni, OmniConfig, omni_loss
 from tiny_folders import make_tiny_sensevoice, make_tiny_siglip
 from tiny_training import command, make_mixed, make_t2a, make_tokenizer
@@ -107,9 +111,26 @@ def test_similar_lengths_share_a_batch():
 
 def test_row_lengths_follow_text_and_speech(world):
     rows = pq.read_table(world / "t2a.parquet").to_pylist()
-    lengths = RowLengths(ParquetRows([world / "t2a.parquet"] * 2, 512, 192))
+    lengths = RowLengths(ParquetRows([world / "t2a.parquet"] * 2, 512, 192), len, 64)
     assert lengths(np.arange(44)).tolist() == 2 * [
         len(row["conversations"]) // 4 + sum(map(len, row["answer_audios"])) // 8 for row in rows]
+
+
+def test_row_lengths_count_what_is_heard_and_seen(tmp_path):
+    """The spoken question's feature vectors, by its bytes, and the pictures': else such rows stand among short ones and pad those."""
+    def sound(seconds):
+        buffer = io.BytesIO()
+        soundfile.write(buffer, np.zeros(int(seconds * 16_000), np.float32), 16_000, format="WAV")
+        return buffer.getvalue()
+
+    sounds = [[], [sound(1)], [None, sound(3), sound(2)], []]
+    talks = [json.dumps([{"role": "user", "content": text}]) for text in ("a", "b", "c", "<image> what? <image>")]
+    table = pa.table({"conversations": talks, "question_audios": pa.array(sounds, pa.list_(pa.binary()))})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    lengths = RowLengths(ParquetRows([tmp_path / "rows.parquet"], 512, 192), sensevoice_frames, 64)(np.arange(4))
+    text = np.array([len(talk) // 4 for talk in talks])
+    assert (lengths - text)[[0, 3]].tolist() == [0, 128]
+    assert (lengths - text)[1:3] == pytest.approx([sensevoice_frames(16_000), sensevoice_frames(48_000)], abs=2)
 
 
 def test_padding_and_batches_without_a_good_row(world):
@@ -230,7 +251,7 @@ def test_a_frozen_thinker_stops_at_the_bridge(world):
     assert not Trainer(parse_args(command(world)), CPU)._inputs(batch)["speech_only"], "a learning Thinker needs its text loss"
     talker = Trainer(parse_args(command(world, mode="talker")), CPU)
     for one in (trainer, talker):
-        one.frontends.audio = lambda wavs: (torch.zeros(len(wavs), 1, one.config.audio_hidden_size), torch.ones(len(wavs), dtype=torch.int64))
+        one.frontends.audio = lambda wavs: (torch.zeros(len(wavs), 1, 512), torch.ones(len(wavs), dtype=torch.int64))
     assert talker._inputs(batch)["speech_only"] and not trainer._inputs(batch)["speech_only"], "a projector that learns needs it, too"
 
 

@@ -178,13 +178,13 @@ def test_token_budget_trains_and_resumes(world, tmp_path):
 def test_lengths_are_read_as_they_are_needed(world, monkeypatch):
     """One window's row groups at a time; of very much speech the text alone."""
     rows = ParquetRows(world / "t2a.parquet", 512, 192)  # 24 rows, 16 in the first group
-    lengths, read, read_group = RowLengths(rows), [], rows.read_group
+    lengths, read, read_group = RowLengths(rows, len, 64), [], rows.read_group
     monkeypatch.setattr(rows, "read_group", lambda group, columns: read.append(int(group)) or read_group(group, columns))
     assert lengths(np.array([3, 15, 3])).min() > 1 and read == [0]
     assert lengths(np.array([20, 3])).min() > 1 and read == [0, 1]
-    monkeypatch.setattr(batch_plan, "MAX_CODE_BYTES", 10)
+    monkeypatch.setitem(batch_plan.MAX_BYTES, "answer_audios", 10)
     texts = pq.read_table(world / "t2a.parquet")["conversations"].to_pylist()
-    assert RowLengths(rows)(np.arange(24)).tolist() == [len(text) // 4 for text in texts]
+    assert RowLengths(rows, len, 64)(np.arange(24)).tolist() == [len(text) // 4 for text in texts]
 
 
 def test_held_out_rows_are_evaluated_and_never_trained_on(world, tmp_path):

@@ -2,21 +2,25 @@
 
 - `BatchPlan`: a pure function of (seed, epoch): every row exactly once per epoch, ranks disjoint, any batch reachable by its number
   (that is what makes resuming exact), rows of similar length together. An epoch begun with other batches can be taken up.
-- `RowLengths`: how long rows are, read from the files when a window first asks.
+- `RowLengths`: how long rows are, text, speech, sound and pictures, read from the files when a window first asks.
 """
 import logging
+import math
 from dataclasses import dataclass
 from typing import Callable, Iterator
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from torch.utils.data import Sampler
 
+from dataset.omni_dataset import IMAGE_TAG
 from dataset.parquet_rows import ParquetRows
-from model.config import NUM_CODEBOOKS
+from model.audio import read_audio
+from model.config import INPUT_RATE, NUM_CODEBOOKS
 
 WINDOW_BATCHES = 64  # rows are sorted by length within this many batches: little padding, and still a shuffle
-MAX_CODE_BYTES = 2 << 30  # of more speech than this the lengths are told by the text alone, which the speech follows
+MAX_BYTES = {"answer_audios": 2 << 30, "question_audios": 8 << 30}  # of more than this the lengths are told by the text, which it follows
 log = logging.getLogger(__name__)
 
 
@@ -188,14 +192,17 @@ class PlannedBatches(Sampler):
 
 
 class RowLengths:
-    """Rough positions of rows by number: text bytes / 4 + speech frames, read from a row group when one of its rows is first asked for."""
+    """Rough positions of rows by number, read from a row group when one of its rows is first asked for.
 
-    def __init__(self, rows: ParquetRows):
+    Text bytes / 4, the frames of speech, the spoken question's feature vectors and those of the pictures. Sounds are not decoded but for
+    one, which tells how many vectors a byte makes in this data. sound_frames, picture_frames: see open_data.
+    """
+
+    def __init__(self, rows: ParquetRows, sound_frames: Callable[[int], int], picture_frames: int):
         sizes = rows.column_bytes()
-        self.columns = [name for name in ("conversations", "answer_audios") if name in sizes]
-        if sum(sizes[name] for name in self.columns) > MAX_CODE_BYTES:
-            self.columns = self.columns[:1]
+        self.columns = [name for name in ("conversations", *MAX_BYTES) if name in sizes and sizes[name] <= MAX_BYTES.get(name, math.inf)]
         self.rows, self.known = rows, np.zeros(len(rows), np.int32)  # 0: not read yet
+        self.sound_frames, self.picture_frames, self.frames_per_byte = sound_frames, picture_frames, 0.0
 
     def __call__(self, wanted: np.ndarray) -> np.ndarray:
         for group in np.unique(self.rows.group_of(wanted[self.known[wanted] == 0])):
@@ -207,12 +214,29 @@ class RowLengths:
             table = self.rows.read_group(group, self.columns)
             total = np.zeros(table.num_rows, np.int64)
             if "conversations" in table.column_names:
-                total += pc.fill_null(pc.binary_length(table["conversations"]), 0).to_numpy() // 4
+                text = table["conversations"]
+                total += pc.fill_null(pc.binary_length(text), 0).to_numpy() // 4
+                total += pc.fill_null(pc.count_substring(text, IMAGE_TAG), 0).to_numpy() * self.picture_frames
             if "answer_audios" in table.column_names:
                 turns = pc.list_value_length(pc.list_flatten(table["answer_audios"]))  # codes per turn
                 owner = pc.list_parent_indices(table["answer_audios"]).to_numpy()
                 np.add.at(total, owner, pc.fill_null(turns, 0).to_numpy() // NUM_CODEBOOKS)
+            if "question_audios" in table.column_names:
+                sounds = pc.list_flatten(table["question_audios"])
+                longest = np.zeros(table.num_rows, np.int64)  # of a row's questions one is heard
+                np.maximum.at(longest, pc.list_parent_indices(table["question_audios"]).to_numpy(),
+                              pc.fill_null(pc.binary_length(sounds), 0).to_numpy())
+                total += (longest * self._frames_per_byte(sounds)).astype(np.int64)
             return total.clip(1, np.iinfo(np.int32).max)
         except (TypeError, NotImplementedError, ValueError) as error:  # damaged or odd: the dataset reports its rows
             log.warning("%s: lengths unknown (%s)", self.rows.where(self.rows.group_rows(group).start)[0], error)
             return 1
+
+    def _frames_per_byte(self, sounds: pa.ChunkedArray) -> float:
+        """Of the first sound there is, in this group or one before."""
+        if not self.frames_per_byte:
+            first = next((data for sound in sounds if (data := sound.as_py())), None)
+            if first is None:
+                return 0.0
+            self.frames_per_byte = self.sound_frames(len(read_audio(first, INPUT_RATE, name="question_audios"))) / len(first)
+        return self.frames_per_byte

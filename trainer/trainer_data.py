@@ -105,7 +105,7 @@ def open_data(paths: list[str | Path], tokenizer, config: OmniConfig, args: argp
     data = OmniDataset(paths, tokenizer, config, args.max_seq_len, variants, seed=args.seed, audio_frames=audio_frames)
     if len(data) == 0:
         raise ValueError(f"no rows in {', '.join(map(str, paths))}")
-    lengths = RowLengths(data.rows) if "length_groups" not in args.without else None
+    lengths = RowLengths(data.rows, audio_frames, config.image_token_len) if "length_groups" not in args.without else None
     if args.max_tokens and lengths is not None:
         lengths = in_positions(lengths, data)
     held_out, fixed = np.empty(0, np.int64), None
