@@ -32,7 +32,7 @@ from nano.corpus import NO_FACTS, SEED, facts, read_jsonl
 from nano.scenes import plan
 
 ROOT = Path(__file__).resolve().parents[1]
-MAX_LENGTH = 256
+MAX_LENGTH = 448  # a long talk
 WARMUP = 100
 PICTURE_QUESTIONS = 20_000
 HELD_OUT = 400  # texts of each kind that the curve is measured on

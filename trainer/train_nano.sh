@@ -37,11 +37,12 @@ EARS=${EARS:---utterances 12000 --steps 9000 --batch_size 24}
 EYES=${EYES:---steps 6000}
 SPELL_STEPS=${SPELL_STEPS:-450}
 HEAR_STEPS=${HEAR_STEPS:-1500}
+TURN_STEPS=${TURN_STEPS:-1200}
 THINK_STEPS=${THINK_STEPS:-4000}
-TALK_STEPS=${TALK_STEPS:-300}
+TALK_STEPS=${TALK_STEPS:-1400}
 TALKS=${TALKS:---askings 1 --conversations 4000 --typed 20000 --questions 24000 --spoken 6000 --heldout 120}  # sizes of their data
 FOREIGN=${FOREIGN:-0.5}                   # share of the further questions that festival and espeak-ng ask
-SPOKEN=${SPOKEN:---askings 1 --limit 600 --conversations 250 --questions 500 --spoken 200 --heldout 4}  # ... with the replies spoken
+SPOKEN=${SPOKEN:---askings 1 --limit 4500 --conversations 4500 --questions 1400 --spoken 700 --heldout 4}  # ... with the replies spoken
 
 for program in flite $([ "$SENSES" = 1 ] && [ "$FOREIGN" != 0 ] && echo festival espeak-ng); do  # now, not after hours
     command -v "$program" >/dev/null || { echo "the $program program is missing: see nano/README.md"; exit 2; }
@@ -94,7 +95,7 @@ stage() {  # stage NAME FROM RATE OPTIONS DATA...: one run of the trainer, $WORK
         --preset nano --tokenizer_dir "$PACK" --from_weight "$WORK/model/${from}_256.pth" \
         --data_path "${@/#/$WORK/data/}" --save_dir "$WORK/model" --save_weight "$name" --optimizer muon $options \
         --audio_encoder_dir "$PACK/SenseVoiceSmall" --vision_dir "$PACK/siglip2-base-p32-256-ve" \
-        --batch_size "$BATCH" --learning_rate "$rate" --max_seq_len 256 --system_share 0 --device "$DEVICE" --dtype "$DTYPE" \
+        --batch_size "$BATCH" --learning_rate "$rate" --max_seq_len 448 --system_share 0 --device "$DEVICE" --dtype "$DTYPE" \
         --use_compile "$COMPILE" --num_workers "$WORKERS" --save_interval 200 --keep_last 3 --from_resume 1 $EXTRA
     finished "$WORK/model/${name}_256_resume.pth"  # stopped by SIGTERM it has saved, but is not to be used yet
     touch "$WORK/model/${name}_256.pth.done"
@@ -115,6 +116,13 @@ hear() {  # the ear learns to be read: see nano/README.md
         --speller "$WORK/model/spell_256.pth" --speller_out "$WORK/model/hear_256.pth"
     ship "$WORK/hear/SenseVoiceSmall" "$PACK/SenseVoiceSmall"
     touch "$WORK/model/hear_256.pth.done"
+}
+
+turns() {  # a turn looks the same wherever it stands in a talk
+    local sets=(a2a_train more_train facts_train facts_train t2a_sentences i2t_train mix_train)
+    $PYTHON -m nano.train_turns --from_weight "$WORK/model/hear_256.pth" --out "$WORK/model/turns_256.pth" --work "$WORK/turns" \
+        --data_path "${sets[@]/#/$WORK/data/}" --pack "$PACK" --steps "$TURN_STEPS"
+    touch "$WORK/model/turns_256.pth.done"
 }
 
 ship() {  # copy as a whole or not at all
@@ -159,12 +167,13 @@ if [ "$SENSES" = 1 ]; then
     step spell     "$WORK/model/spell_256.pth.done" stage spell t2a 1e-2 "--mode spelling --spelling 1 --question_mix 1 0 0 0 \
         --augment_share 0.5 --max_steps $SPELL_STEPS --warmup_steps 20" a2a_train mix_train
     step hear      "$WORK/model/hear_256.pth.done" hear
-    step think     "$WORK/model/think_256.pth.done" stage think hear 1.2e-3 "--mode thinker --spelling 0.3 \
+    step turns     "$WORK/model/turns_256.pth.done" turns
+    step think     "$WORK/model/think_256.pth.done" stage think turns 1.2e-3 "--mode thinker --spelling 0.3 \
         --question_mix 0.75 0.05 0.1 0.1 --augment_share 0.5 --max_steps $THINK_STEPS --warmup_steps 20" \
         a2a_train more_train multi_train typed_train facts_train mix_train i2t_train
-    # the Talker has never stood behind a picture or a sound: it would not end, or not begin
-    step talk      "$WORK/model/talk_256.pth.done" stage talk think 3e-4 "$TALKER --mode talker --max_steps $TALK_STEPS --warmup_steps 5" \
-        spoken/a2a_train spoken/multi_train spoken/mix_train spoken/i2t_train t2a_train
+    # the Talker has never stood behind a picture, a sound or a long talk: it would not end, or not begin
+    step talk      "$WORK/model/talk_256.pth.done" stage talk think "$RATE" "$TALKER --mode talker --max_steps $TALK_STEPS \
+        --warmup_steps 20" spoken/a2a_train spoken/multi_train spoken/mix_train spoken/i2t_train t2a_train t2a_sentences
     last=talk
 fi
 $PYTHON -m trainer.average_weights "$WORK/model/${last}"_256_resume_step*.pth --out "$PACK/sft_omni_256.pth"
