@@ -27,7 +27,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from dataset.omni_dataset import OmniDataset, OmniSample, Variants
-from model.checkpoint import load_strict, load_weights, save_atomic
+from model.checkpoint import load_strict, load_weights, save_atomic, save_model
 from model.config import OmniConfig
 from model.encoders import SenseVoice, SigLIP2, sensevoice_frames
 from model.hardware import fast_bfloat16
@@ -148,7 +148,7 @@ def main(argv=None):
     load_strict(model, load_weights(args.from_weight))
     turns = read_turns(model, args.data_path, AutoTokenizer.from_pretrained(str(args.pack)), args.pack, args.turns, args.seed)
     train(model, turns, args)
-    save_atomic({name: value.half() for name, value in model.state_dict().items()}, args.out)
+    save_model(model, args.out)
 
 
 if __name__ == "__main__":
