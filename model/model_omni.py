@@ -165,7 +165,7 @@ class MiniMindOmni(nn.Module):
         Raises ValueError for a wrong shape.
         """
         codes, text = self._split(input_ids)
-        x = self._embed(text, audio_features, audio_lens, image_features)
+        x = self.embed(text, audio_features, audio_lens, image_features)
         past = Past(cache, text.shape[1]) if cache is not None else None
         hidden, bridge = self.model(x, past, bridge_only=speech_only)
         spoken = None if text_only else self.talker(codes, bridge, spk_emb, past, first_layer=len(self.model.layers))
@@ -192,7 +192,7 @@ class MiniMindOmni(nn.Module):
             raise ValueError(f"input_ids must be (B, {NUM_STREAMS}, T) or (B, T), got {tuple(input_ids.shape)}")
         return input_ids[:, :NUM_CODEBOOKS], input_ids[:, NUM_CODEBOOKS]
 
-    def _embed(self, text: Tensor, audio: Tensor | None, audio_lens: Tensor | None, images: Tensor | None) -> Tensor:
+    def embed(self, text: Tensor, audio: Tensor | None, audio_lens: Tensor | None, images: Tensor | None) -> Tensor:
         """Text embeddings (B, T, C) with audio and image features at their pads."""
         x = self.model.embed_tokens(text)
         if audio is not None:

@@ -87,8 +87,8 @@ def text_loss(model, rows, half):
     return F.cross_entropy(logits.float(), labels[labels != IGNORE])
 
 
-def learning_rate(step, steps, peak):
-    return peak * min(1.0, (step + 1) / WARMUP) * (0.1 + 0.45 * (1 + math.cos(math.pi * step / steps)))
+def learning_rate(step, steps, peak, warmup=WARMUP):
+    return peak * min(1.0, (step + 1) / warmup) * (0.1 + 0.45 * (1 + math.cos(math.pi * step / steps)))
 
 
 def main():

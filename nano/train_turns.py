@@ -7,14 +7,13 @@
   distillation of their own short contexts; Hinton et al. 2015). Rotary positions are relative, so both can be the same.
 - What was asked earlier in a talk is still there: the layers above the bridge see all of its turns.
 - Turns are rows of the text, spoken and pictured sets; embeddings, projectors, Talker and the layers above stay as they are.
-- Resumable: the checkpoint keeps weights, optimizers, step and random state.
+- Resumable: the checkpoint keeps weights, optimizers and step, and the talks of a step depend on that and the seed alone.
 
     python -m nano.train_turns --from_weight out/nano/model/hear_256.pth --out out/nano/model/turns_256.pth --steps 1200
 """
 import argparse
 import copy
 import json
-import math
 import random
 import sys
 from pathlib import Path
@@ -33,6 +32,7 @@ from model.encoders import SenseVoice, SigLIP2, sensevoice_frames
 from model.hardware import fast_bfloat16
 from model.model_omni import MiniMindOmni
 from model.optimizers import adamw_and_muon
+from nano.train_llm import learning_rate
 
 TURNS = 8  # of a talk, at most
 MAX_LENGTH = 256  # of a turn
@@ -52,7 +52,7 @@ def read_turns(model, paths, tokenizer, pack, count, seed):
             audio = ear.features([sample.wav]) if sample.wav is not None else (None, None)
             images = eye(sample.images)[None] if sample.images else None
             with torch.no_grad():
-                found.append(model._embed(sample.input_ids[None, -1], *audio, images)[0])
+                found.append(model.embed(sample.input_ids[None, -1], *audio, images)[0])
     return found
 
 
@@ -99,24 +99,24 @@ def train(model, turns, args):
     layers = model.model.layers[:model.config.bridge_layer + 1].requires_grad_(True)
     weights = list(layers.parameters())
     optimizers = adamw_and_muon(weights, [p for p in weights if p.ndim == 2], args.learning_rate)
-    rng, first, checkpoint = random.Random(args.seed), 0, args.work / "checkpoint.pt"
+    first, checkpoint = 0, args.work / "checkpoint.pt"
     if checkpoint.exists():
         state = load_weights(checkpoint)
         layers.load_state_dict(state["layers"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        first, rng = state["step"], random.Random(f"{args.seed} {state['step']}")
+        first = state["step"]
     args.work.mkdir(parents=True, exist_ok=True)
     print("distance by turns before:", report(model.model, teacher, turns, half, args.seed))
     for step in (bar := tqdm(range(first, args.steps), initial=first, total=args.steps, desc="turns apart", mininterval=5)):
-        rate = args.learning_rate * min(1, (step + 1) / WARMUP) * (0.1 + 0.45 * (1 + math.cos(math.pi * step / args.steps)))
-        distance, length, depth = error(model.model, teacher, draw(turns, args.batch_size, rng), half)
+        talks = draw(turns, args.batch_size, random.Random(f"{args.seed} {step}"))
+        distance, length, depth = error(model.model, teacher, talks, half)
         loss = distance[depth >= 0].sum() / length[depth >= 0].sum()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = learning_rate(step, args.steps, args.learning_rate, WARMUP)
             optimizer.step()
             optimizer.zero_grad()
         bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)

@@ -103,7 +103,7 @@ class MiniMindOmni(PreTrainedModel, GenerationMixin):
     _supports_sdpa = True
     _no_split_modules = ["Block"]
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # 4.57 reads the keys only
-    _split, _embed, _aux_loss = NativeOmni._split, NativeOmni._embed, NativeOmni._aux_loss
+    _split, embed, _aux_loss = NativeOmni._split, NativeOmni.embed, NativeOmni._aux_loss
 
     def __init__(self, config: MiniMindOConfig):
         super().__init__(config)
@@ -147,7 +147,7 @@ class MiniMindOmni(PreTrainedModel, GenerationMixin):
         for stack in (self.model, self.talker):
             stack.rope.place(text.device)
         keep = slice(-logits_to_keep, None) if logits_to_keep else slice(None)
-        hidden, bridge = self.model(self._embed(text, audio_features, audio_lens, image_features), past)
+        hidden, bridge = self.model(self.embed(text, audio_features, audio_lens, image_features), past)
         audio_logits = aux_loss = None
         if input_ids.dim() == 3:
             spoken = self.talker(codes, bridge, spk_emb, past, first_layer=len(self.model.layers))
