@@ -33,7 +33,6 @@ from model.transformers_folder import is_transformers_folder
 ROOT = Path(__file__).resolve().parent
 NANO_PACK, RELEASED, RELEASED_WEIGHTS = ROOT / "model" / "nano", ROOT / "model", ROOT / "out"
 NEEDS = {"audio": (SENSEVOICE,), "image": (SIGLIP,), "mix": (SENSEVOICE, SIGLIP), "clone": (VOICES,)}  # parts of the pack, per suite
-TEMPERATURE = {"nano": 0.1, "general": 0.7}  # the nano model knows one right answer to most questions
 CONVERSATION = "cli"  # key of what the engine keeps between turns: there is one conversation at a time
 HELP = """/audio FILE  ask by voice          /image FILE  show a picture with the next question
 /voice NAME  speak with this voice /clone FILE   speak like this clip
@@ -84,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     how = parser.add_argument_group("how to answer")
     how.add_argument("--voice", help="voice from the pack's voices.pt, or 'none' (default: its first voice)")
     how.add_argument("--clone", metavar="FILE", help="speak like this clip (1-30 s)")
-    how.add_argument("--temperature", type=number(float, 0), help="of the text; 0 is greedy (default: 0.1 nano, 0.7 released)")
+    how.add_argument("--temperature", type=number(float, 0), help="of the text; 0 is greedy (default: the pack's, 0.1 nano; 0.7 released)")
     how.add_argument("--top_p", type=number(float, 0, 1, open_low=True), default=0.9)
     how.add_argument("--max_new_tokens", type=number(int, 1), default=512, help="longest reply, in steps of 80 ms of speech")
     how.add_argument("--open_thinking", type=int, choices=(0, 1), default=0, help="1: reason before answering")
@@ -220,9 +219,8 @@ def world_of(chat: Chat) -> str:
 def load_session(args, folder: Path) -> tuple[Session, str]:
     """Load the pack; returns the session and its world, as load_chat."""
     chat, world = load_chat(args, folder, bool(args.decode_audio))
-    params = GenerationParams(newline_id=chat.newline_id, max_new_tokens=args.max_new_tokens, top_p=args.top_p,
-                              temperature=TEMPERATURE[world] if args.temperature is None else args.temperature,
-                              thinking=bool(args.open_thinking))
+    params = chat.settings(max_new_tokens=args.max_new_tokens, top_p=args.top_p, temperature=args.temperature,
+                           thinking=bool(args.open_thinking))
     voice = chat.clone(locate(args.clone)) if args.clone else pick_voice(chat.voices, args.voice)
     generator = torch.Generator(chat.device).manual_seed(args.seed)
     return Session(chat, params, voice, generator, Path(args.output_dir)), world

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from engine.engine import Engine
-from engine.generate import GenerationParams
+from engine.generate import GenerationParams, read_settings
 from engine.session import Finish, PromptTooLong, Reason, Request
 from engine.voices import NO_VOICE, Voice, clone_voice, load_voices
 from model.checkpoint import load_model, read_sidecar
@@ -28,6 +28,7 @@ from model.sequence import build_prompt, encode_text, render_chat
 
 MIMI, SENSEVOICE, SIGLIP, CAMPPLUS = "mimi", "SenseVoiceSmall", "siglip2-base-p32-256-ve", "campplus"
 VOICES, UNSEEN_VOICES = "voices.pt", "voices_unseen.pt"
+GENERATION = "generation_config.json"
 DEFAULT_WEIGHT = "sft_omni"
 SMALL_WIDTH = 384  # Thinker width up to which one CPU thread is fastest
 AUDIO_SECONDS = (0.1, 60.0)  # of one spoken question
@@ -178,6 +179,7 @@ class Chat:
             raise ValueError(f"the tokenizer in {self.folder} has {len(tokenizer)} ids, the model {self.config.vocab_size}: "
                              "they are not from the same pack")
         self.newline_id = encode_text(tokenizer, "\n")[-1]
+        self.generation = read_settings(self.folder / GENERATION)
         self.special_texts = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
         self.engine = Engine(model, mimi, tokenizer, slots=slots, dtype=dtype)
 
@@ -217,9 +219,14 @@ class Chat:
         hears, sees = ((self.folder / part).exists() for part in (SENSEVOICE, SIGLIP))
         if hears:
             self.transcribe(silence)
-        params = GenerationParams(self.newline_id, max_new_tokens=NUM_CODEBOOKS + 4)  # a few frames of speech
+        params = self.settings(max_new_tokens=NUM_CODEBOOKS + 4)  # a few frames of speech
         listen(lambda: self.reply([{"role": "user", "content": "hello"}], params, audio=silence if hears else None,
                                   images=[picture] * sees), params)
+
+    def settings(self, **given) -> GenerationParams:
+        """How to generate: as `given`; where that is None or silent as the pack wants it (generation_config.json), else by default."""
+        given = {name: value for name, value in given.items() if value is not None}
+        return GenerationParams(**{"newline_id": self.newline_id, **self.generation, **given})
 
     # ---- what the user gives
 

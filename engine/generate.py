@@ -5,9 +5,11 @@
 - `generate` runs it on a KV cache; `generate_naive` recomputes everything each step.
 - The choice of ids is a function that can be replaced, so that the bookkeeping is testable to the last id.
 """
+import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -44,6 +46,22 @@ class GenerationParams:
         if wrong:
             raise ValueError(f"generation settings out of range: {', '.join(f'{name} = {getattr(self, name)}' for name in wrong)} "
                              f"(temperatures and penalties positive, temperature 0 for greedy, 0 < top_p <= 1, top_k 1..{MAX_TOP_K})")
+
+
+def read_settings(path: Path) -> dict:
+    """What a pack's generation_config.json (the file that Transformers has for it) says of GenerationParams; {} when it is not there.
+
+    Fields of other names are Transformers' own and are passed over. ValueError for a broken file or a setting that cannot be sampled with.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        found = dict(json.loads(path.read_text(encoding="utf-8")))
+        settings = {field.name: found[field.name] for field in fields(GenerationParams) if field.name in found}
+        GenerationParams(**{"newline_id": 0, **settings})
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is not a file of generation settings ({error}); mend or delete it") from error
+    return settings
 
 
 @dataclass

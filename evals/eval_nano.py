@@ -16,6 +16,7 @@ import math
 import random
 import sys
 from collections import defaultdict
+from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -140,9 +141,8 @@ def ceiling(path: Path, items: list[dict], chat: Chat, recogniser) -> dict:
 def evaluate(args, chat: Chat, recogniser, items: list[dict], weights: Path) -> list[dict]:
     """Ask all questions, the voices in turn; records in their order, also appended to --output_dir as they come."""
     voices = [pick_voice(chat.voices, name) for name in args.voice or [None]]
-    params = GenerationParams(newline_id=chat.newline_id, max_new_tokens=args.max_new_tokens, temperature=args.temperature)
-    settings = {"seed": args.seed, "temperature": args.temperature, "max_new_tokens": args.max_new_tokens, "asr": args.asr,
-                "dtype": chat.engine.precision.name}
+    params = chat.settings(max_new_tokens=args.max_new_tokens, temperature=args.temperature)
+    settings = {"seed": args.seed, "params": asdict(params), "asr": args.asr, "dtype": chat.engine.precision.name}
     pack = Path(args.pack)
     parts = [weights, pack / VOICES, pack / "tokenizer.json", *sorted((pack / MIMI).glob("*.safetensors"))]
     folder = Path(args.output_dir)
@@ -172,7 +172,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--heldout", help=f"questions as JSON lines (default: <pack>/{HELDOUT})")
     parser.add_argument("--n", type=int, default=100)
     parser.add_argument("--voice", nargs="+", help="voices, taken in turn (default: the pack's first)")
-    parser.add_argument("--temperature", type=float, default=0.1, help="of the text; the codes are sampled at 0.2 unless this is 0")
+    parser.add_argument("--temperature", type=float, help="of the text; 0 is greedy for the codes, too (default: the pack's)")
     parser.add_argument("--max_new_tokens", type=int, default=256)
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="number format of the weights")
     parser.add_argument("--asr", default="pocketsphinx")

@@ -24,7 +24,6 @@ from PIL import Image  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from engine.chat import Chat, find_weights, listen, pick_device  # noqa: E402
-from engine.generate import GenerationParams  # noqa: E402
 from engine.precision import DTYPES  # noqa: E402
 from engine.voices import pick_voice  # noqa: E402
 from evals.command import exit_code, pack_parser, read_parquet  # noqa: E402
@@ -49,9 +48,9 @@ def read_rows(path: Path, n: int) -> list[dict]:
 class Examiner:
     """Asks one pack in text, with a fixed seed per item."""
 
-    def __init__(self, chat: Chat, seed: int, temperature: float):
+    def __init__(self, chat: Chat, seed: int, temperature: float | None):
         self.chat, self.seed = chat, seed
-        self.params = GenerationParams(newline_id=chat.newline_id, max_new_tokens=200, temperature=temperature)
+        self.params = chat.settings(max_new_tokens=200, temperature=temperature)
         self.voice = pick_voice(chat.voices, None)
 
     def ask(self, messages: list[dict], item: int, audio=None, images=()) -> str:
@@ -161,7 +160,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--split", choices=SPOKEN, default="heldout", help="rows that were held out, or rows that were taught")
     parser.add_argument("--n", type=int, default=100, help="items of each file")
-    parser.add_argument("--temperature", type=float, default=0.1)
+    parser.add_argument("--temperature", type=float, help="default: the pack's")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="number format of the weights")
     parser.add_argument("--output", default="out/eval_senses.json")
     return parser

@@ -18,7 +18,6 @@ import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from engine.chat import Chat, find_weights, listen, pick_device  # noqa: E402
-from engine.generate import GenerationParams  # noqa: E402
 from engine.voices import Voice  # noqa: E402
 from evals.command import exit_code, pack_parser  # noqa: E402
 from evals.eval_nano import HELDOUT, read_questions  # noqa: E402
@@ -30,10 +29,10 @@ from model.config import INPUT_RATE, SAMPLE_RATE  # noqa: E402
 SHORTEST_S = 0.5  # of speech that can be judged
 
 
-def speak(chat: Chat, n: int, seed: int, temperature: float) -> dict[str, list[np.ndarray]]:
+def speak(chat: Chat, n: int, seed: int, temperature: float | None) -> dict[str, list[np.ndarray]]:
     """{voice: n replies (S,) float32 at 16 kHz}; every voice answers the same questions, a silent reply is an empty array."""
     items = read_questions(chat.folder / HELDOUT, n, seed)
-    params = GenerationParams(newline_id=chat.newline_id, max_new_tokens=256, temperature=temperature)
+    params = chat.settings(max_new_tokens=256, temperature=temperature)
     spoken = {name: [] for name in chat.voices}
     for name, voice in chat.voices.items():
         for i, item in enumerate(tqdm(items, desc=name, mininterval=5)):
@@ -85,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = pack_parser(__doc__.splitlines()[0])
     parser.add_argument("--encoders", nargs="+", default=["resemblyzer", "campplus"])
     parser.add_argument("--n", type=int, default=12, help="questions per voice")
-    parser.add_argument("--temperature", type=float, default=0.1)
+    parser.add_argument("--temperature", type=float, help="default: the pack's")
     parser.add_argument("--output", default="out/eval_voices.json")
     return parser
 

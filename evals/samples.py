@@ -9,13 +9,11 @@ import numpy as np
 import torch
 
 from engine.chat import Chat, listen
-from engine.generate import GenerationParams
 from engine.voices import Voice, pick_voice
 from evals.metrics import HAN, characters, edit_distance, words
 from model.config import SAMPLE_RATE
 
 MAX_STEPS = {"nano": 256, "general": 512}  # of one reply, 80 ms each
-TEMPERATURE = {"nano": 0.1, "general": 0.7}
 
 
 @dataclass
@@ -60,7 +58,7 @@ class Examinee:
 
     def __init__(self, chat: Chat, recogniser, world: str, seed: int):
         self.chat, self.recogniser, self.world, self.seed = chat, recogniser, world, seed
-        self.params = GenerationParams(newline_id=chat.newline_id, max_new_tokens=MAX_STEPS[world], temperature=TEMPERATURE[world])
+        self.params = chat.settings(max_new_tokens=MAX_STEPS[world])
         self._asked: dict[tuple, Sample] = {}
 
     def ask(self, number: int, question: str, voice: Voice | None = None, answer: str | None = None) -> Sample:

@@ -22,6 +22,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from engine.generate import read_settings  # noqa: E402
 from model.checkpoint import check_state, read_sidecar, save_atomic, save_json  # noqa: E402
 from model.config import OmniConfig  # noqa: E402
 from model.model_omni import MiniMindOmni  # noqa: E402
@@ -30,6 +31,7 @@ from model.transformers_folder import CONFIG, config_to_json, is_transformers_fo
 from model.weight_files import BIN, HEAD, SAFETENSORS, infer_config, load_folder, load_weights, migrate  # noqa: E402
 
 MODELLING = "modeling_minimind_o"
+GENERATION = "generation_config.json"
 SOURCES = (ROOT / "scripts" / f"{MODELLING}.py", *(ROOT / "model" / f"{name}.py"
                                                   for name in ("config", "kv_cache", "model_minimind", "model_omni")))
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -83,8 +85,8 @@ def to_transformers(weights: Path, folder: Path, tokenizer: Path, frozen_dir: st
             shutil.copyfile(tokenizer / name, folder / name)
     for source in SOURCES:
         (folder / source.name).write_text(relative_imports(source.read_text(encoding="utf-8")), encoding="utf-8")
-    save_json({"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id, "pad_token_id": config.pad_token_id},
-              folder / "generation_config.json")
+    ids = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id, "pad_token_id": config.pad_token_id}
+    save_json(ids | read_settings(tokenizer / GENERATION), folder / GENERATION)
     single = {key: value.contiguous() for key, value in state.items() if key != HEAD}  # the file stores tied weights once
     save_file(single, folder / SAFETENSORS, metadata={"format": "pt"})
     if with_bin:

@@ -13,7 +13,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.chat import MIMI, VOICES, Chat, listen, load_tokenizer, require_part
-from engine.generate import GenerationParams
 from engine.voices import load_voices, pick_voice
 from model.audio import write_wav
 from model.config import SAMPLE_RATE
@@ -40,7 +39,7 @@ class Speaker:
         voices = load_voices(self.pack / VOICES, model.config) if (self.pack / VOICES).exists() else {}
         mimi = Mimi.load(self.pack / MIMI, next(model.parameters()).device, encoder=False)
         chat = Chat(model, self.tokenizer, mimi, voices, self.pack)
-        params = GenerationParams(newline_id=chat.newline_id, max_new_tokens=MAX_FRAMES, temperature=0)
+        params = chat.settings(max_new_tokens=MAX_FRAMES, temperature=0)
         answer = listen(lambda: chat.reply([{"role": "user", "content": self.text}], params, pick_voice(voices, self.voice)), params)
         log.info("asked %r, it says %r in %.1f s of speech", self.text, answer.text, answer.audio_s)
         if len(answer.wav):

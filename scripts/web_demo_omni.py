@@ -21,10 +21,9 @@ from engine.api.app import create_app
 from engine.api.limits import Limits
 from engine.api.service import Service
 from engine.chat import Chat, pick_device, released_config
-from engine.generate import GenerationParams
 from engine.model_menu import scan
-from eval_omni import (NANO_PACK, RELEASED, RELEASED_WEIGHTS, ROOT, TEMPERATURE, Parser, add_model_arguments, load_chat, locate, number,
-                       pack_folder, world_of)
+from eval_omni import (NANO_PACK, RELEASED, RELEASED_WEIGHTS, ROOT, Parser, add_model_arguments, load_chat, locate, number,
+                       pack_folder)
 from model.refusal import INPUT_ERRORS, refuse
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -64,16 +63,12 @@ def build_app(args):
     if args.auth is not None and not all(args.auth.partition(":")):
         raise ValueError("--auth must be USER:PASSWORD")
     folder = pack_folder(args)
-    chat, world = load_chat(args, folder, slots=args.slots)
+    chat, _ = load_chat(args, folder, slots=args.slots)
     limits = Limits(calls=args.max_calls, new_tokens=args.max_new_tokens)
-    service = Service(chat, f"minimind-o-{chat.config.hidden_size}", reply_settings(args, chat, world), limits, args.log_transcripts,
-                      find_models(args, folder), args.voices_dir)
+    service = Service(chat, f"minimind-o-{chat.config.hidden_size}", chat.settings(temperature=args.temperature), limits,
+                      args.log_transcripts, find_models(args, folder), args.voices_dir)
     hosts = LOOPBACK if args.host in LOOPBACK else None
     return create_app(service, args.page, api_key=args.api_key, auth=args.auth, hosts=hosts, origins=frozenset(args.allow_origin))
-
-
-def reply_settings(args, chat: Chat, world: str) -> GenerationParams:
-    return GenerationParams(newline_id=chat.newline_id, temperature=TEMPERATURE[world] if args.temperature is None else args.temperature)
 
 
 def find_models(args, folder: Path) -> dict:
@@ -84,7 +79,7 @@ def find_models(args, folder: Path) -> dict:
         def load():
             chat = Chat.load(choice.pack, choice.weights, released_config(choice.weights), pick_device(args.device), dtype=args.dtype,
                              slots=args.slots)
-            return chat, reply_settings(args, chat, world_of(chat))
+            return chat, chat.settings(temperature=args.temperature)
         return load
     return {name: loader(choice) for name, choice in choices.items()}
 

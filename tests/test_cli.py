@@ -1,8 +1,10 @@
 """The command line on a tiny random pack, and the conversation behind it: streaming text, voices, wrong input."""
 import io
 import json
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -71,6 +73,23 @@ def cli(pack, tmp_path, capsys):
 
 def params_for(chat, **options):
     return GenerationParams(**{"newline_id": chat.newline_id, "max_new_tokens": 20, "temperature": 1.0, **options})
+
+
+def test_a_pack_says_how_it_wants_to_be_sampled(pack, tmp_path):
+    """generation_config.json stands between the defaults and what the caller asks for; other programs' fields are passed over."""
+    folder = shutil.copytree(pack, tmp_path / "pack")
+    (folder / "generation_config.json").write_text('{"audio_temperature": 0.5, "top_p": 0.8, "eos_token_id": 2, "do_sample": true}')
+    chat, usual = Chat.load(folder, find_weights(folder)), GenerationParams(newline_id=Chat.load(pack, find_weights(pack)).newline_id)
+    assert chat.settings() == replace(usual, audio_temperature=0.5, top_p=0.8)
+    assert chat.settings(top_p=0.7, temperature=None) == replace(usual, audio_temperature=0.5, top_p=0.7)
+
+
+@pytest.mark.parametrize("broken", ["{", "[1]", '{"audio_temperature": 0}', '{"top_p": "much"}'])
+def test_broken_generation_settings_are_named(cli, pack, tmp_path, broken):
+    folder = shutil.copytree(pack, tmp_path / "pack")
+    (folder / "generation_config.json").write_text(broken)
+    code, _, err, _ = cli("--prompt", "Hi", folder=folder)
+    assert code == 2 and "generation_config.json is not a file of generation settings" in err and err.count("\n") == 1
 
 
 # ---- the command line
