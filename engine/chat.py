@@ -284,6 +284,8 @@ class Chat:
         """What `reply` would ask the engine for, checked; arguments and errors as there. say: words that the reply must consist of."""
         assert messages and messages[-1]["role"] == "user", messages
         features = self._encode_inputs(audio, images)
+        if audio is not None and params.transcript and not messages[-1]["content"].strip():
+            messages = [*messages[:-1], {**messages[-1], "content": self.transcribe(audio)}]
         text_ids = self._prompt_ids(messages, features, len(images), params)
         room = self._room(params)
         if len(text_ids) > room:

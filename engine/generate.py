@@ -24,6 +24,7 @@ RECENT_CODES = 3  # how far back the audio repetition penalty looks
 @dataclass
 class GenerationParams:
     """newline_id: the tokenizer's id of a line break, fed once after <|im_end|>. thinking: the prompt ends inside an open <think>.
+    transcript: a question that is only spoken is also read, as the pack's own ear writes it down.
 
     ValueError for a setting that cannot be sampled with.
     """
@@ -36,6 +37,7 @@ class GenerationParams:
     audio_top_k: int = 50
     audio_repetition_penalty: float = 1.05
     thinking: bool = False
+    transcript: bool = False
 
     def __post_init__(self):
         wrong = [name for name, fine in (

@@ -48,9 +48,9 @@ def read_rows(path: Path, n: int) -> list[dict]:
 class Examiner:
     """Asks one pack in text, with a fixed seed per item."""
 
-    def __init__(self, chat: Chat, seed: int, temperature: float | None):
+    def __init__(self, chat: Chat, seed: int, temperature: float | None, transcript: bool | None = None):
         self.chat, self.seed = chat, seed
-        self.params = chat.settings(max_new_tokens=200, temperature=temperature)
+        self.params = chat.settings(max_new_tokens=200, temperature=temperature, transcript=transcript)
         self.voice = pick_voice(chat.voices, None)
 
     def ask(self, messages: list[dict], item: int, audio=None, images=()) -> str:
@@ -161,6 +161,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", choices=SPOKEN, default="heldout", help="rows that were held out, or rows that were taught")
     parser.add_argument("--n", type=int, default=100, help="items of each file")
     parser.add_argument("--temperature", type=float, help="default: the pack's")
+    parser.add_argument("--sound_alone", action="store_true", help="do not show the model what its ear writes down")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="number format of the weights")
     parser.add_argument("--output", default="out/eval_senses.json")
     return parser
@@ -170,7 +171,7 @@ def run(args) -> None:
     chat = Chat.load(args.pack, find_weights(Path(args.save_dir or args.pack), args.weight), device=pick_device(args.device),
                      decode_audio=False, dtype=args.dtype)
     chat.use_few_threads()
-    examiner, data = Examiner(chat, args.seed, args.temperature), Path(args.data)
+    examiner, data = Examiner(chat, args.seed, args.temperature, False if args.sound_alone else None), Path(args.data)
     examine = dict(zip(PARTS, (spoken, pictures, conversations, calls)))
     records = [record for part in args.parts for record in examine[part](examiner, data, args.n, args.split)]
     figures = summarise(records)

@@ -251,6 +251,19 @@ def test_speech_is_that_of_the_whole_clip(chat):
     assert 0 < answer.ttft_s <= answer.ttfa_s <= answer.total_s and answer.rtf == pytest.approx(answer.total_s / 0.96)
 
 
+def test_a_spoken_question_is_also_read_where_the_pack_wants_it(omni_pack, monkeypatch):
+    """`transcript` puts what the ear writes where typed words would stand; typed words are the user's own and stay as they are."""
+    chat, wav = Chat.load(omni_pack, find_weights(omni_pack)), np.zeros(8000, np.float32)
+    monkeypatch.setattr(chat, "transcribe", lambda audio: "what is hot")
+
+    def prompt(text, transcript, audio=wav):
+        return chat.request([{"role": "user", "content": text}], params_for(chat, transcript=transcript), audio=audio).prompt_ids
+    assert torch.equal(prompt("", True), prompt("what is hot", False))
+    assert torch.equal(prompt("hi", True), prompt("hi", False))
+    assert torch.equal(prompt("hi", True, None), prompt("hi", False, None))
+    assert prompt("", False).shape[1] < prompt("", True).shape[1]
+
+
 def deltas(chat, params, ids, num_frames=0):
     """What a session makes of steps with these text ids, then `num_frames` frames of the silent tail."""
     session = Session(slot=0, row=0, request=Request(torch.zeros(9, 1, dtype=torch.long), params), prompt=torch.zeros(9, 1), codes=None,

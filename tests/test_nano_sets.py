@@ -1,20 +1,23 @@
 """The nano world's data sets by the data builder: who says what, codes on the grid of words, every part valid."""
+import io
 import json
 import shutil
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
 import soxr
 
+from dataset.build_stages import SCHEMA
 from dataset.parquet_rows import ParquetRows
 from engine.voices import load_voices
 from model.audio import read_audio
 from model.config import SAMPLE_RATE, OmniConfig
-from nano import build_sets, corpus, foreign, multi_turn, voices
+from nano import build_sets, corpus, foreign, multi_turn, voices, write_down
 from nano.speech import RATE, TRAIN_VOICES, Utterance, synthesise, synthesise_timed, voiced
 from nano.word_grid import GridCodec
 
@@ -138,3 +141,31 @@ def test_voices_files_have_the_built_in_voices_and_those_kept_unheard(tmp_path):
 def test_missing_codec_names_the_remedy(tmp_path, capsys):
     assert build_sets.main(["t2a", "--codec", str(tmp_path / "absent")]) == 2
     assert "nano.train_mimi" in capsys.readouterr().err
+
+
+class FakeEar:
+    def transcribe(self, wav):
+        return "" if len(wav) < 800 else f"words {len(wav)}"
+
+
+def spoken_row(i, samples, picture=False):
+    buffer = io.BytesIO()
+    sf.write(buffer, np.sin(np.arange(samples) / 9) * 0.3, 16000, format="FLAC")
+    talk = [("user", "Before?"), ("assistant", "Yes."), ("user", "<image>\nWhat now?" if picture else "What now?"), ("assistant", "Now.")]
+    return dict.fromkeys(SCHEMA.names) | {"conversations": json.dumps([{"role": r, "content": c} for r, c in talk]), "id": str(i),
+                                          "question_audios": [buffer.getvalue()] * 2, "answer_audios": [[], []]}
+
+
+def test_what_the_ear_writes_stands_beside_the_sound(tmp_path):
+    """The same seed gives the same bytes; a question of which nothing is heard is left out; only the last one keeps its sound."""
+    (tmp_path / "a2a").mkdir()
+    rows = [spoken_row(0, 8000), spoken_row(1, 8001, picture=True), spoken_row(2, 100), {**spoken_row(3, 8000), "question_audios": []}]
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), tmp_path / "a2a" / "shard.parquet")
+    for name in ("one", "two"):
+        assert write_down.write_set(tmp_path / "a2a", tmp_path / name, 9, FakeEar(), 1) == 2
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    for row in pq.read_table(tmp_path / "one").to_pylist():
+        messages, (first, sound) = json.loads(row["conversations"]), row["question_audios"]
+        tag = "<image>\n" * (row["id"] == "1")
+        assert first is None and messages[0]["content"] == "Before?"
+        assert messages[2]["content"] == f"{tag}words {len(read_audio(sound, 16000))}"

@@ -39,6 +39,8 @@ SPELL_STEPS=${SPELL_STEPS:-450}
 HEAR_STEPS=${HEAR_STEPS:-1500}
 TURN_STEPS=${TURN_STEPS:-1200}
 THINK_STEPS=${THINK_STEPS:-4000}
+HEARD=${HEARD:-4500}                      # rows of each set of spoken questions that are written down
+READ_STEPS=${READ_STEPS:-500}
 TALK_STEPS=${TALK_STEPS:-1400}
 TALKS=${TALKS:---askings 1 --conversations 4000 --typed 20000 --questions 24000 --spoken 6000 --heldout 120}  # sizes of their data
 FOREIGN=${FOREIGN:-0.5}                   # share of the further questions that festival and espeak-ng ask
@@ -139,8 +141,8 @@ step speakers  "$PACK/campplus/model.pt"       $PYTHON -m nano.train_campplus --
     --work "$WORK/campplus" --out "$PACK/campplus" --device "$DEVICE"
 step codec     "$PACK/mimi/config.json"        codec
 cp "$WORK/corpus/heldout.jsonl" "$PACK/heldout.jsonl"  # for python -m evals.eval_nano
-# The nano model knows one right answer to most questions, and on the grid of words a code often repeats, rightly.
-echo '{"temperature": 0.1, "audio_temperature": 0.5, "audio_repetition_penalty": 1.0}' > "$PACK/generation_config.json"
+# The nano model knows one right answer to most questions; on the grid of words a code often repeats, rightly; it reads what its ear writes.
+echo '{"temperature": 0.1, "audio_temperature": 0.5, "audio_repetition_penalty": 1.0, "transcript": true}' > "$PACK/generation_config.json"
 step voices    "$PACK/voices.pt"               $PYTHON -m nano.voices --codec "$WORK/codec/targets.pt" \
     --speaker_encoder "$PACK/campplus" --out "$PACK/voices.pt" --device "$DEVICE"
 step data      "$WORK/data/t2a_heldout/manifest.json" $PYTHON -m nano.build_sets t2a --corpus "$WORK/corpus" --limit "$LIMIT" \
@@ -173,8 +175,14 @@ if [ "$SENSES" = 1 ]; then
     step think     "$WORK/model/think_256.pth.done" stage think turns 1.2e-3 "--mode thinker --spelling 0.3 \
         --question_mix 0.75 0.05 0.1 0.1 --augment_share 0.5 --max_steps $THINK_STEPS --warmup_steps 20" \
         a2a_train more_train multi_train typed_train facts_train mix_train i2t_train
+    # in the end it is shown what the ear writes down, too, mistakes included; such words are no target for the projector
+    step heard     "$WORK/data/heard_train/multi_train.parquet" $PYTHON -m nano.write_down "$WORK"/data/{a2a,more,mix,multi}_train \
+        --ear "$PACK/SenseVoiceSmall" --limit "$HEARD" --out "$WORK/data/heard_train"
+    step read      "$WORK/model/read_256.pth.done" stage read think 5e-4 "--mode thinker --question_mix 0.3 0.05 0.05 0.6 \
+        --augment_share 0.3 --max_steps $READ_STEPS --warmup_steps 20" \
+        heard_train heard_train a2a_train multi_train typed_train facts_train mix_train i2t_train
     # the Talker has never stood behind a picture, a sound or a long talk: it would not end, or not begin
-    step talk      "$WORK/model/talk_256.pth.done" stage talk think "$RATE" "$TALKER --mode talker --max_steps $TALK_STEPS \
+    step talk      "$WORK/model/talk_256.pth.done" stage talk read "$RATE" "$TALKER --mode talker --max_steps $TALK_STEPS \
         --warmup_steps 20" spoken/a2a_train spoken/multi_train spoken/mix_train spoken/i2t_train t2a_train t2a_sentences
     last=talk
 fi
