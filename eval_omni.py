@@ -86,8 +86,8 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument("--temperature", type=number(float, 0), help="of the text; 0 is greedy (default: the pack's, 0.1 nano; 0.7 released)")
     how.add_argument("--top_p", type=number(float, 0, 1, open_low=True), default=0.9)
     how.add_argument("--max_new_tokens", type=number(int, 1), default=512, help="longest reply, in steps of 80 ms of speech")
-    how.add_argument("--transcript", type=int, choices=(0, 1), help="1: spoken questions are also read, as the pack's ear writes them down; "
-                     "0: by their sound alone (default: the pack's)")
+    how.add_argument("--transcript", type=int, choices=(0, 1), help="1: spoken questions are also read, as the pack's ear writes them; 0: "
+                     "heard alone (default: the pack's)")
     how.add_argument("--open_thinking", type=int, choices=(0, 1), default=0, help="1: reason before answering")
     how.add_argument("--decode_audio", type=int, choices=(0, 1), default=1, help="0: text only, no codec needed")
     how.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=0)
@@ -222,7 +222,7 @@ def load_session(args, folder: Path) -> tuple[Session, str]:
     """Load the pack; returns the session and its world, as load_chat."""
     chat, world = load_chat(args, folder, bool(args.decode_audio))
     params = chat.settings(max_new_tokens=args.max_new_tokens, top_p=args.top_p, temperature=args.temperature,
-                           thinking=bool(args.open_thinking), transcript=None if args.transcript is None else bool(args.transcript))
+                           thinking=bool(args.open_thinking), transcript=args.transcript)
     voice = chat.clone(locate(args.clone)) if args.clone else pick_voice(chat.voices, args.voice)
     generator = torch.Generator(chat.device).manual_seed(args.seed)
     return Session(chat, params, voice, generator, Path(args.output_dir)), world
