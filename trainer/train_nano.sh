@@ -141,8 +141,8 @@ step speakers  "$PACK/campplus/model.pt"       $PYTHON -m nano.train_campplus --
     --work "$WORK/campplus" --out "$PACK/campplus" --device "$DEVICE"
 step codec     "$PACK/mimi/config.json"        codec
 cp "$WORK/corpus/heldout.jsonl" "$PACK/heldout.jsonl"  # for python -m evals.eval_nano
-# The nano model knows one right answer to most questions; on the grid of words a code often repeats, rightly; it reads what its ear writes.
-echo '{"temperature": 0.1, "audio_temperature": 0.5, "audio_repetition_penalty": 1.0, "transcript": true}' > "$PACK/generation_config.json"
+# The nano model knows one right answer to most questions, and reads what its ear writes of spoken ones.
+echo '{"temperature": 0.1, "transcript": true}' > "$PACK/generation_config.json"
 step voices    "$PACK/voices.pt"               $PYTHON -m nano.voices --codec "$WORK/codec/targets.pt" \
     --speaker_encoder "$PACK/campplus" --out "$PACK/voices.pt" --device "$DEVICE"
 step data      "$WORK/data/t2a_heldout/manifest.json" $PYTHON -m nano.build_sets t2a --corpus "$WORK/corpus" --limit "$LIMIT" \
