@@ -19,7 +19,7 @@ NANO = Path(__file__).resolve().parents[1] / "model" / "nano"
 
 
 def make_service(chat: Chat, voices_dir: Path | None = None, models: dict | None = None, **limits) -> Service:
-    defaults = GenerationParams(newline_id=chat.newline_id, temperature=0)
+    defaults = chat.settings(temperature=0)
     return Service(chat, "minimind-o-test", defaults, Limits(**limits), models=models, voices_dir=voices_dir)
 
 

@@ -9,7 +9,6 @@ import torch
 from transformers import MimiModel
 
 from engine.chat import Chat, find_weights, listen, read_image
-from engine.generate import GenerationParams
 from engine.voices import pick_voice
 from evals.asr import load_recogniser
 from evals.eval_nano import HELDOUT, ask, read_questions
@@ -42,7 +41,7 @@ def recogniser():
 
 
 def params(chat, **changes):
-    return GenerationParams(newline_id=chat.newline_id, max_new_tokens=256, temperature=0.1, **changes)
+    return chat.settings(max_new_tokens=256, **changes)
 
 
 def test_it_is_small_and_its_parts_fit_each_other(chat):
