@@ -84,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument("--voice", help="voice from the pack's voices.pt, or 'none' (default: its first voice)")
     how.add_argument("--clone", metavar="FILE", help="speak like this clip (1-30 s)")
     how.add_argument("--temperature", type=number(float, 0), help="of the text; 0 is greedy (default: the pack's, 0.1 nano; 0.7 released)")
-    how.add_argument("--top_p", type=number(float, 0, 1, open_low=True), default=0.9)
+    how.add_argument("--top_p", type=number(float, 0, 1, open_low=True), help="default: the pack's, else 0.9")
     how.add_argument("--max_new_tokens", type=number(int, 1), default=512, help="longest reply, in steps of 80 ms of speech")
     how.add_argument("--transcript", type=int, choices=(0, 1), help="1: spoken questions are also read, as the pack's ear writes them; 0: "
                      "heard alone (default: the pack's)")

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from engine.engine import Engine
-from engine.generate import GenerationParams, read_settings
+from engine.generate import GENERATION, GenerationParams, read_settings
 from engine.session import Finish, PromptTooLong, Reason, Request
 from engine.voices import NO_VOICE, Voice, clone_voice, load_voices
 from model.checkpoint import load_model, read_sidecar
@@ -28,7 +28,6 @@ from model.sequence import build_prompt, encode_text, render_chat
 
 MIMI, SENSEVOICE, SIGLIP, CAMPPLUS = "mimi", "SenseVoiceSmall", "siglip2-base-p32-256-ve", "campplus"
 VOICES, UNSEEN_VOICES = "voices.pt", "voices_unseen.pt"
-GENERATION = "generation_config.json"
 DEFAULT_WEIGHT = "sft_omni"
 SMALL_WIDTH = 384  # Thinker width up to which one CPU thread is fastest
 AUDIO_SECONDS = (0.1, 60.0)  # of one spoken question

@@ -18,6 +18,8 @@ from engine.sampling import MAX_TOP_K, draw_uniforms, sample_codes, sample_text
 from model.config import NUM_CODEBOOKS, NUM_STREAMS, OmniConfig
 from model.model_omni import MiniMindOmni, OmniOutput
 
+GENERATION = "generation_config.json"  # of a pack
+
 RECENT_CODES = 3  # how far back the audio repetition penalty looks
 
 
@@ -59,7 +61,8 @@ def read_settings(path: Path) -> dict:
         return {}
     try:
         found = dict(json.loads(path.read_text(encoding="utf-8")))
-        settings = {field.name: found[field.name] for field in fields(GenerationParams) if field.name in found}
+        names = [field.name for field in fields(GenerationParams) if field.name != "newline_id"]  # which is the tokenizer's
+        settings = {name: found[name] for name in names if name in found}
         GenerationParams(**{"newline_id": 0, **settings})
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is not a file of generation settings ({error}); mend or delete it") from error

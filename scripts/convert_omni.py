@@ -22,7 +22,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from engine.generate import read_settings  # noqa: E402
+from engine.generate import GENERATION, read_settings  # noqa: E402
 from model.checkpoint import check_state, read_sidecar, save_atomic, save_json  # noqa: E402
 from model.config import OmniConfig  # noqa: E402
 from model.model_omni import MiniMindOmni  # noqa: E402
@@ -31,7 +31,6 @@ from model.transformers_folder import CONFIG, config_to_json, is_transformers_fo
 from model.weight_files import BIN, HEAD, SAFETENSORS, infer_config, load_folder, load_weights, migrate  # noqa: E402
 
 MODELLING = "modeling_minimind_o"
-GENERATION = "generation_config.json"
 SOURCES = (ROOT / "scripts" / f"{MODELLING}.py", *(ROOT / "model" / f"{name}.py"
                                                   for name in ("config", "kv_cache", "model_minimind", "model_omni")))
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
