@@ -104,11 +104,19 @@ class SenseVoice:
         if not self.can_transcribe:
             raise ValueError("this SenseVoice folder has no CTC head or no sentencepiece tokenizer: it gives features only")
         fbank, lens = self.fbank([wav])
-        if self.queries is not None and self.tokenizer.piece_to_id("<|en|>") != self.tokenizer.unk_id():
+        if self.wants_queries:
             front = self.queries[[0, 1, 2, 15]].cpu()  # language unknown, event, emotion, no inverse text normalisation
             fbank, lens = torch.cat([front[None], fbank], dim=1), lens + 4
-        ids = F.linear(self.encode(fbank, lens)[0], *self.head).argmax(dim=-1)
-        ids = torch.unique_consecutive(ids)
+        return self.read_off(self.encode(fbank, lens)[0])
+
+    @property
+    def wants_queries(self) -> bool:
+        """Its head knows features behind query vectors only, which the Thinker's `features` are not."""
+        return self.queries is not None and self.tokenizer.piece_to_id("<|en|>") != self.tokenizer.unk_id()
+
+    def read_off(self, features: Tensor) -> str:
+        """What the CTC head reads in the features (L, D) of a clip."""
+        ids = torch.unique_consecutive(F.linear(features, *self.head).argmax(dim=-1))
         return re.sub(r"<\|[^|]*\|>", "", self.tokenizer.decode(ids[ids != 0].tolist())).strip()
 
 

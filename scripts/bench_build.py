@@ -3,7 +3,7 @@
 - `stages`: processor seconds of one core per stage, over the same utterances (synthesised, or noise with pauses where flite is missing).
   Mimi is timed in batches as the builder encodes, in float32 and bfloat16, then clip by clip, by this project's code and by transformers'.
   Random weights of the released size ("full") are as fast as trained ones. `cores_for_a_day`: how many such cores build --hours of speech
-  in 24 hours.
+  in 24 hours. "Mimi, products alone" is what no encoder can beat: its multiplications at the rate of one large float32 product here.
 - `whole`: builds of several sizes from text to validated shards, each in a process of its own: seconds, the share of the cores that was
   in use while parts were made, and the most memory that the builder and its workers held together (PSS: shared pages count once).
 - Tables, then the same as JSON in the last line.
@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import soundfile
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from dataset import validate
 from dataset.build_parquet import finish, plan, write_shard
@@ -42,6 +43,7 @@ from model.config import FRAME_SAMPLES, INPUT_RATE, SAMPLE_RATE
 from model.encoders import CAMPPlus, _funasr_classes
 from model.mimi import Mimi
 from model.refusal import INPUT_ERRORS, refuse
+from scripts.bench_omni import best_s
 from scripts.bench_table import table_line
 from scripts.bench_train import alone
 
@@ -53,7 +55,8 @@ WHERE = ("in the garden", "near the river", "at the station", "in the kitchen", 
          "under the old tree", "on the farm", "in the evening", "every morning", "by the sea")
 TEXTS = [f"{who} {does} {where}." for who, does, where in product(WHO, DOES, WHERE)]
 DAY_HOURS = 24
-NOT_OF_A_BUILD = ("flite", "Mimi, batched, bfloat16", "Mimi, one by one", "Mimi, one by one, transformers")
+PRODUCTS = "Mimi, products alone"
+NOT_OF_A_BUILD = ("flite", "Mimi, batched, bfloat16", "Mimi, one by one", "Mimi, one by one, transformers", PRODUCTS)
 STAGE_COLUMNS = (("stage", "stage"), ("hours of speech per core-hour", "speed"))
 WHOLE_COLUMNS = (("utterances", "utterances"), ("hours of speech", "hours"), ("plan s", "plan_s"), ("parts s", "parts_s"),
                  ("shards s", "shards_s"), ("validate s", "validate_s"), ("cores in use, %", "cpu_percent"), ("memory MiB", "memory_mib"))
@@ -143,6 +146,7 @@ def measure_stages(count: int, codec: str, speaker_encoder: str, device: str) ->
     model.to(device)
     other = "Mimi, one by one, transformers"
     codes[other] = watch.run(other, lambda: [transformers_codes(model, wav) for wav in wavs])
+    watch.seconds[PRODUCTS] = sum(clip.seconds for clip in clips) * products_per_second(model, wavs[0]) / product_rate(device)
     if speaker is not None:
         for wav in wavs:
             watch.run("CAM++", speaker, resample(wav, SAMPLE_RATE, INPUT_RATE))
@@ -161,14 +165,28 @@ def transformers_codes(model, wav: np.ndarray) -> np.ndarray:
     return model.encode(torch.from_numpy(wav)[None, None].to(model.device), num_quantizers=8).audio_codes[0].cpu().numpy()
 
 
+def products_per_second(model, wav: np.ndarray) -> float:
+    """Floating-point operations that encoding takes for each second of speech, by the shapes of its convolutions and products."""
+    with FlopCounterMode(display=False) as counter:
+        codes = transformers_codes(model, wav)
+    return counter.get_total_flops() * SAMPLE_RATE / (codes.shape[1] * FRAME_SAMPLES)
+
+
+def product_rate(device: str, size: int = 2048) -> float:
+    """Floating-point operations a second in a large float32 product, the best of several."""
+    a, b = torch.randn(2, size, size, device=device)
+    return 2 * size**3 / best_s(lambda: a @ b, torch.device(device))
+
+
 def report(measured: dict, hours: float) -> dict:
     """Speeds per stage and what they add up to: hours of speech per core-hour, and cores for `hours` of speech in a day."""
     speeds = {stage: measured["hours_of_speech"] * 3600 / seconds for stage, seconds in measured["seconds"].items()}
     recorded = [stage for stage in speeds if stage not in NOT_OF_A_BUILD]
     totals = {"from recordings": recorded, **({"from text": ["flite", *recorded]} if "flite" in speeds else {})}
     totals = {name: 1 / sum(1 / speeds[stage] for stage in stages) for name, stages in totals.items()}
-    gains = {stage: speeds["Mimi, batched"] / speeds[stage] for stage in speeds if stage.startswith("Mimi, one by one")}
-    return {**measured, "hours_per_core_hour": speeds, "all_stages": totals, "batching_gains": gains,
+    one_by_one = [stage for stage in speeds if stage.startswith("Mimi, one by one")]
+    gains, limits = ({stage: speeds[way] / speeds[stage] for stage in one_by_one} for way in ("Mimi, batched", PRODUCTS))
+    return {**measured, "hours_per_core_hour": speeds, "all_stages": totals, "batching_gains": gains, "batching_limits": limits,
             "cores_for_a_day": {name: hours / DAY_HOURS / speed for name, speed in totals.items()}}
 
 
@@ -179,7 +197,8 @@ def stages(args: argparse.Namespace) -> dict:
     for stage, speed in (result["hours_per_core_hour"] | result["all_stages"]).items():
         print(table_line(STAGE_COLUMNS, {"stage": stage, "speed": speed}))
     for way, gain in result["batching_gains"].items():
-        print(f"Mimi in batches is {gain:.2f} times as fast as {way.removeprefix('Mimi, ')}")
+        print(f"Mimi in batches is {gain:.2f} times as fast as {way.removeprefix('Mimi, ')}; its products alone allow "
+              f"{result['batching_limits'][way]:.2f} times")
     print(", ".join(f"{way}: {share:.2%} of the codes as in batches" for way, share in result["same_codes"].items()))
     for name, cores in result["cores_for_a_day"].items():
         print(f"{args.hours:g} h of speech {name} in a day: {cores:.1f} cores")

@@ -35,6 +35,7 @@ def test_stages_add_up(folders, capsys, monkeypatch):
     assert 0 < total < min(built) and 1 / total == pytest.approx(sum(1 / speed for speed in built))
     assert result["cores_for_a_day"]["from recordings"] == pytest.approx(2 / total)
     assert min(result["same_codes"][way] for way in ("Mimi, one by one", "Mimi, one by one, transformers")) > 0.999
+    assert all(0 < result["batching_gains"][way] < limit for way, limit in result["batching_limits"].items())
     assert sum(line.startswith("| ") for line in lines) == 1 + len(speeds) + len(result["all_stages"])
 
 

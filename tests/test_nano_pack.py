@@ -85,6 +85,18 @@ def test_the_ear_writes_down_what_it_hears():
     assert wer([(text, ear.transcribe(clip)) for text, clip in zip(asked[:2], clips)]) <= 0.4
 
 
+def test_a_question_passes_the_ear_once(chat, monkeypatch):
+    """Its features are the prompt's, and what the pack reads beside them is read off the same ones."""
+    wav = read_audio(PACK / "examples" / f"audio-01-{ASKERS[0]}.wav", INPUT_RATE)
+    read = chat.transcribe(wav)
+    typed = chat.request([{"role": "user", "content": read}], params(chat), audio=wav)
+    passes = []
+    encode = chat.sensevoice.encode
+    monkeypatch.setattr(chat.sensevoice, "encode", lambda *inputs: passes.append(1) or encode(*inputs))
+    heard = chat.request([{"role": "user", "content": ""}], params(chat), audio=wav)
+    assert len(passes) == 1 and read and torch.equal(heard.prompt_ids, typed.prompt_ids)
+
+
 def test_it_sees(chat):
     """Colors and counts in the bundled pictures, which are held-out scenes: right answers by chance are one in eight or fewer."""
     right = []
