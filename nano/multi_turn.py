@@ -266,8 +266,12 @@ def preceded(talks, items, rng, count):
 def as_heard(talk):
     """The conversation with its questions but the last as the transcriber of a call writes them."""
     *earlier, question, reply = talk["messages"]
-    heard = [{**m, "content": normalise(m["content"])} if m["role"] == "user" else m for m in earlier]
-    return {**talk, "messages": [*heard, question, reply]}
+    return {**talk, "messages": [*heard(earlier), question, reply]}
+
+
+def heard(messages):
+    """`messages` with the questions as the transcriber of a call writes them."""
+    return [{**m, "content": normalise(m["content"])} if m["role"] == "user" else m for m in messages]
 
 
 def conversation(kind, turns):

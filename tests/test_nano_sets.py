@@ -17,7 +17,7 @@ from dataset.parquet_rows import ParquetRows
 from engine.voices import load_voices
 from model.audio import read_audio
 from model.config import SAMPLE_RATE, OmniConfig
-from nano import build_sets, corpus, foreign, multi_turn, voices, write_down
+from nano import build_sets, corpus, foreign, lend_speech, multi_turn, voices, write_down
 from nano.speech import RATE, TRAIN_VOICES, Utterance, synthesise, synthesise_timed, voiced
 from nano.word_grid import GridCodec
 
@@ -169,3 +169,38 @@ def test_what_the_ear_writes_stands_beside_the_sound(tmp_path):
         tag = "<image>\n" * (row["id"] == "1")
         assert first is None and messages[0]["content"] == "Before?"
         assert messages[2]["content"] == f"{tag}words {len(read_audio(sound, 16000))}"
+
+
+def test_prompts_borrow_the_speech_of_the_same_reply(tmp_path, capsys):
+    """Sound and picture stay, in their turn; what comes before is silent; a reply that nobody says is left out; the seed decides all."""
+    speech = [{**t2a_row(i, f"Reply {i}."), "speaker": f"voice {i}"} for i in range(4)]
+    prompts = [{**spoken_row(i, 8000, picture=i == 1), "image_bytes": [b"png"] * (i == 1)} for i in range(40)]
+    prompts[2]["conversations"] = json.dumps([{"role": "user", "content": "Unknown?"}, {"role": "assistant", "content": "Never said."}])
+    prompts = [{**row, "conversations": row["conversations"].replace("Now.", f"Reply {i % 3}.")} for i, row in enumerate(prompts)]
+    for name, rows in (("speech", speech), ("prompts", prompts)):
+        (tmp_path / name).mkdir()
+        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), tmp_path / name / "shard.parquet")
+    command = [str(tmp_path / "prompts"), "--speech", str(tmp_path / "speech"), "--talks", "3"]
+    for out in ("one", "two"):
+        assert lend_speech.main([*command, "--out", str(tmp_path / out)]) == 0
+    assert (tmp_path / "one" / "lent.parquet").read_bytes() == (tmp_path / "two" / "lent.parquet").read_bytes()
+    lent = ParquetRows(tmp_path / "one" / "lent.parquet", num_codes=2048, spk_size=192)
+    assert len(lent) == 39 + 3
+    rows, lengths = [lent[i] for i in range(len(lent))], set()
+    for row in rows:
+        last, replies = int(row.messages[-1]["content"][6]), len(row.messages) // 2
+        lengths.add(replies)
+        *earlier, codes = row.answer_codes
+        assert len(earlier) == replies - 1 and all(silent.shape[1] == 0 for silent in earlier)
+        assert codes.shape == (8, 2) and (codes == last).all() and (row.ref_codes == last).all() and row.spk_emb[0] == last
+        assert not row.question_audios or [bool(sound) for sound in row.question_audios] == [False] * (replies - 2) + [True] * 2
+        assert len(row.images) == row.messages[-2]["content"].count("<image>")
+    assert len(lengths) > 4 and sum(len(row.images) for row in rows) == 1
+    pq.write_table(pa.Table.from_pylist(prompts[2:3], schema=SCHEMA), tmp_path / "prompts" / "shard.parquet")
+    assert lend_speech.main([*command, "--out", str(tmp_path / "none")]) == 2 and "no reply of" in capsys.readouterr().err
+
+
+def t2a_row(i, reply):
+    messages = [{"role": "user", "content": f"Question {i}?"}, {"role": "assistant", "content": reply}]
+    return dict.fromkeys(SCHEMA.names) | {"conversations": json.dumps(messages), "answer_audios": [[i] * 16], "answer_letters": [[0.0, 1.0]],
+                                          "ref_audios": [i] * 16, "spk_emb": [float(i)] * 192, "seconds": 0.16, "id": str(i)}

@@ -44,7 +44,6 @@ READ_STEPS=${READ_STEPS:-500}
 TALK_STEPS=${TALK_STEPS:-1400}
 TALKS=${TALKS:---askings 1 --conversations 4000 --typed 20000 --questions 24000 --spoken 6000 --heldout 120}  # sizes of their data
 FOREIGN=${FOREIGN:-0.5}                   # share of the further questions that festival and espeak-ng ask
-SPOKEN=${SPOKEN:---askings 1 --limit 4500 --conversations 4500 --questions 1400 --spoken 700 --heldout 4}  # ... with the replies spoken
 
 for program in flite $([ "$SENSES" = 1 ] && [ "$FOREIGN" != 0 ] && echo festival espeak-ng); do  # now, not after hours
     command -v "$program" >/dev/null || { echo "the $program program is missing: see nano/README.md"; exit 2; }
@@ -66,11 +65,10 @@ speech() {  # what the codec learns from
     touch "$WORK/speech/.complete"
 }
 
-talks() {  # talks FOLDER OPTIONS...: conversations with spoken questions and pictures
-    local folder=$1
-    shift
-    $PYTHON -m nano.build_sets a2a multi i2t --corpus "$WORK/corpus" --codec "$WORK/codec/targets.pt" \
-        --speaker_encoder "$PACK/campplus" --tokenizer "$PACK" --out "$folder" "$@"
+talks() {  # conversations with spoken questions and pictures; the replies are text alone, until lend_speech
+    # shellcheck disable=SC2086
+    $PYTHON -m nano.build_sets a2a multi i2t --unspoken --corpus "$WORK/corpus" --codec "$WORK/codec/targets.pt" \
+        --speaker_encoder none --tokenizer "$PACK" --out "$WORK/data" $TALKS
 }
 
 codec() {
@@ -158,10 +156,7 @@ if [ "$SENSES" = 1 ]; then
         --speech "$WORK/speech_heard" --work "$WORK/sensevoice" --out "$PACK/SenseVoiceSmall" $EARS
     step eyes      "$PACK/siglip2-base-p32-256-ve/config.json" $PYTHON -m nano.train_siglip --device "$DEVICE" \
         --work "$WORK/siglip" --out "$PACK/siglip2-base-p32-256-ve" $EYES
-    # shellcheck disable=SC2086
-    step asked     "$WORK/data/told_heldout/manifest.json" talks "$WORK/data" --unspoken $TALKS
-    # shellcheck disable=SC2086
-    step spoken    "$WORK/data/spoken/told_heldout/manifest.json" talks "$WORK/data/spoken" $SPOKEN
+    step asked     "$WORK/data/told_heldout/manifest.json" talks
     step more      "$WORK/data/facts_train/manifest.json" $PYTHON -m nano.build_sets more --unspoken --corpus "$WORK/corpus" \
         --codec "$WORK/codec/targets.pt" --speaker_encoder none --tokenizer "$PACK" --out "$WORK/data" --foreign "$FOREIGN"
     step examples  "$PACK/examples" $PYTHON -m nano.build_examples --corpus "$WORK/corpus" --out "$PACK/examples"
@@ -182,8 +177,10 @@ if [ "$SENSES" = 1 ]; then
         --augment_share 0.3 --max_steps $READ_STEPS --warmup_steps 20" \
         heard_train heard_train a2a_train multi_train typed_train facts_train mix_train i2t_train
     # the Talker has never stood behind a picture, a sound or a long talk: it would not end, or not begin
+    step lent      "$WORK/data/lent_train/lent.parquet" $PYTHON -m nano.lend_speech "$WORK"/data/{a2a,multi,mix,i2t}_train \
+        --speech "$WORK"/data/t2a_{train,sentences} --out "$WORK/data/lent_train"
     step talk      "$WORK/model/talk_256.pth.done" stage talk read "$RATE" "$TALKER --mode talker --max_steps $TALK_STEPS \
-        --warmup_steps 20" spoken/a2a_train spoken/multi_train spoken/mix_train spoken/i2t_train t2a_train t2a_sentences
+        --warmup_steps 20" lent_train t2a_train t2a_sentences
     last=talk
 fi
 $PYTHON -m trainer.average_weights "$WORK/model/${last}"_256_resume_step*.pth --out "$PACK/sft_omni_256.pth"
