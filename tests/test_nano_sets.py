@@ -202,5 +202,6 @@ def test_prompts_borrow_the_speech_of_the_same_reply(tmp_path, capsys):
 
 def t2a_row(i, reply):
     messages = [{"role": "user", "content": f"Question {i}?"}, {"role": "assistant", "content": reply}]
-    return dict.fromkeys(SCHEMA.names) | {"conversations": json.dumps(messages), "answer_audios": [[i] * 16], "answer_letters": [[0.0, 1.0]],
-                                          "ref_audios": [i] * 16, "spk_emb": [float(i)] * 192, "seconds": 0.16, "id": str(i)}
+    return dict.fromkeys(SCHEMA.names) | {
+        "conversations": json.dumps(messages), "id": str(i), "seconds": 0.16, "answer_audios": [[i] * 16], "answer_letters": [[0.0, 1.0]],
+        "ref_audios": [i] * 16, "spk_emb": [float(i)] * 192}
