@@ -251,14 +251,12 @@ class Chat:
         require_part(self.folder, MIMI, "cloning a voice")
         return clone_voice(clip, Mimi.load(self.folder / MIMI, self.device), CAMPPlus.load(self.folder / CAMPPLUS, self.device), name)
 
-    def transcribe(self, audio: np.ndarray) -> str:
-        """What was said in (S,) 16 kHz samples; '' when the pack's SenseVoice has no vocabulary to write it with."""
-        return self.sensevoice.transcribe(torch.as_tensor(audio)) if self.sensevoice.can_transcribe else ""
+    def transcribe(self, audio: np.ndarray, features: torch.Tensor | None = None) -> str:
+        """What was said in (S,) 16 kHz samples; '' when the pack's SenseVoice has no vocabulary to write it with.
 
-    def _read_off(self, audio: np.ndarray, features: dict) -> str:
-        """`transcribe` of what has been encoded for the prompt already: without a second pass where the ear's head reads the same."""
-        again = self.sensevoice.wants_queries or not self.sensevoice.can_transcribe
-        return self.transcribe(audio) if again else self.sensevoice.read_off(features["audio_features"][0])
+        features: see SenseVoice.transcribe.
+        """
+        return self.sensevoice.transcribe(torch.as_tensor(audio), features) if self.sensevoice.can_transcribe else ""
 
     def plain(self, text: str) -> str:
         """User text with every spelled-out control token (such as <|im_end|>) taken out: words must not end turns or fake inputs."""
@@ -289,7 +287,7 @@ class Chat:
         assert messages and messages[-1]["role"] == "user", messages
         features = self._encode_inputs(audio, images)
         if audio is not None and params.transcript and not messages[-1]["content"].strip():
-            messages = [*messages[:-1], {**messages[-1], "content": self._read_off(audio, features)}]
+            messages = [*messages[:-1], {**messages[-1], "content": self.transcribe(audio, features["audio_features"])}]
         text_ids = self._prompt_ids(messages, features, len(images), params)
         room = self._room(params)
         if len(text_ids) > room:

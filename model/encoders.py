@@ -96,27 +96,21 @@ class SenseVoice:
         return self.head is not None and self.tokenizer is not None
 
     @torch.no_grad()
-    def transcribe(self, wav) -> str:
+    def transcribe(self, wav, features: Tensor | None = None) -> str:
         """Text of a 16 kHz clip (S,) by greedy CTC; tags such as <|en|> are dropped. ValueError without head or tokenizer.
 
         The released model was trained with four query vectors in front of the speech, ours without: the vocabulary tells.
+        features (1, L, D): `features` of the clip where they are there already; they save a pass where no query vectors are needed.
         """
         if not self.can_transcribe:
             raise ValueError("this SenseVoice folder has no CTC head or no sentencepiece tokenizer: it gives features only")
-        fbank, lens = self.fbank([wav])
-        if self.wants_queries:
+        if self.queries is not None and self.tokenizer.piece_to_id("<|en|>") != self.tokenizer.unk_id():
+            fbank, lens = self.fbank([wav])
             front = self.queries[[0, 1, 2, 15]].cpu()  # language unknown, event, emotion, no inverse text normalisation
-            fbank, lens = torch.cat([front[None], fbank], dim=1), lens + 4
-        return self.read_off(self.encode(fbank, lens)[0])
-
-    @property
-    def wants_queries(self) -> bool:
-        """Its head knows features behind query vectors only, which the Thinker's `features` are not."""
-        return self.queries is not None and self.tokenizer.piece_to_id("<|en|>") != self.tokenizer.unk_id()
-
-    def read_off(self, features: Tensor) -> str:
-        """What the CTC head reads in the features (L, D) of a clip."""
-        ids = torch.unique_consecutive(F.linear(features, *self.head).argmax(dim=-1))
+            features = self.encode(torch.cat([front[None], fbank], dim=1), lens + 4)
+        elif features is None:
+            features, _ = self.features([wav])
+        ids = torch.unique_consecutive(F.linear(features[0], *self.head).argmax(dim=-1))
         return re.sub(r"<\|[^|]*\|>", "", self.tokenizer.decode(ids[ids != 0].tolist())).strip()
 
 
