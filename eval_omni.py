@@ -67,6 +67,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--num_hidden_layers", type=number(int, 1), help="Thinker's layers of weights that have no .json beside them")
     model.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     model.add_argument("--dtype", choices=DTYPES, default="auto", help="number format of the weights (default: the best for the device)")
+    model.add_argument("--use_compile", type=int, choices=(0, 1), default=0, help="1: faster steps, once they have been compiled: minutes "
+                       "the first time on a machine, seconds later")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -208,7 +210,8 @@ def load_chat(args, folder: Path, decode_audio: bool = True, slots: int = 1) -> 
     weights = transformers_folder(args) or find_weights(weights_dir, args.weight, args.hidden_size, use_moe)
     device = pick_device(args.device)
     config = released_config(weights, args.num_hidden_layers)
-    chat = Chat.load(folder, weights, config, device, decode_audio=decode_audio, dtype=args.dtype, slots=slots)
+    chat = Chat.load(folder, weights, config, device, decode_audio=decode_audio, dtype=args.dtype, slots=slots,
+                     compiled=bool(args.use_compile))
     chat.use_few_threads()
     return chat, world_of(chat)
 

@@ -164,10 +164,13 @@ def read_image(source: str | Path | bytes, name: str | None = None, max_pixels: 
 
 
 class Chat:
-    """A loaded pack. `voices` is {} without a voices file; `mimi` is None when speech is not decoded; `dtype` as in precision.py."""
+    """A loaded pack. `voices` is {} without a voices file; `mimi` is None when speech is not decoded; `dtype` as in precision.py.
+
+    compiled: torch.compile runs the steps, see stepper.py; the first reply, or `warm_up`, waits for the compiler.
+    """
 
     def __init__(self, model, tokenizer, mimi: Mimi | None, voices: dict[str, Voice], folder: str | Path, dtype: str = "auto",
-                 slots: int = 1):
+                 slots: int = 1, compiled: bool = False):
         self.tokenizer, self.mimi, self.voices, self.folder = tokenizer, mimi, voices, Path(folder)
         self.config: OmniConfig = model.config
         self.device = next(model.parameters()).device
@@ -180,11 +183,12 @@ class Chat:
         self.newline_id = encode_text(tokenizer, "\n")[-1]
         self.generation = read_settings(self.folder / GENERATION)
         self.special_texts = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
-        self.engine = Engine(model, mimi, tokenizer, slots=slots, dtype=dtype)
+        mode = None if not compiled else "compiled_graph" if self.device.type == "cuda" else "compile"
+        self.engine = Engine(model, mimi, tokenizer, slots=slots, dtype=dtype, mode=mode)
 
     @classmethod
     def load(cls, folder: str | Path, weights: str | Path, config: OmniConfig | None = None, device="cpu",
-             decode_audio: bool = True, dtype: str = "auto", slots: int = 1) -> "Chat":
+             decode_audio: bool = True, dtype: str = "auto", slots: int = 1, compiled: bool = False) -> "Chat":
         """Load tokenizer, codec and voices from `folder`, the model from the file `weights` (`config` if it has no sidecar).
 
         FileNotFoundError and ValueError name the missing or broken file and the remedy.
@@ -199,7 +203,7 @@ class Chat:
         if (folder / UNSEEN_VOICES).exists():
             unseen = load_voices(folder / UNSEEN_VOICES, model.config)
             voices = {**voices, **{name: replace(v, kind="unseen") for name, v in unseen.items() if name not in voices}}
-        return cls(model, tokenizer, mimi, voices, folder, dtype, slots)
+        return cls(model, tokenizer, mimi, voices, folder, dtype, slots, compiled)
 
     def use_few_threads(self) -> None:
         """Let torch use one CPU thread if the model is small; for entry points, as it is a setting of the whole process.
@@ -211,9 +215,10 @@ class Chat:
             torch.set_num_threads(1)
 
     def warm_up(self) -> None:
-        """Do once, in small, what the first question would otherwise wait for: load the encoders that are there, choose kernels."""
+        """Do once, in small, what the first question would otherwise wait for: load the encoders that are there, choose kernels, compile."""
         from PIL import Image
 
+        self.engine.warm_up()
         silence, picture = np.zeros(INPUT_RATE, np.float32), Image.new("RGB", (256, 256))
         hears, sees = ((self.folder / part).exists() for part in (SENSEVOICE, SIGLIP))
         if hears:

@@ -54,7 +54,8 @@ class Engine:
         device = model.lm_head.weight.device
         self.config, self.mimi, self.tokenizer, self.slots, self.device = model.config, mimi, tokenizer, slots, device
         self.max_length = min(max_length or MAX_LENGTH, self.config.max_position_embeddings)
-        self.precision = choose(dtype, device)
+        mode = mode or ("graph" if device.type == "cuda" else "eager")
+        self.precision = choose(dtype, device, compiled="compile" in mode)
         self.prefill_chunk = prefill_chunk or self._default_chunk()
         self.store = ConversationStore(reuse_bytes)
         self.sessions: dict[int, Session] = {}  # by slot, in the order of admission
@@ -64,8 +65,7 @@ class Engine:
             self.cache = self.network.new_cache(slots, self.max_length)
             self.rows = Rows.new(self.network, slots, self.max_length)
             self.mimi_state = None if mimi is None else mimi.init_state(slots, max_frames=1)
-            self.stepper = Stepper(self.network, self.cache, self.rows, mimi, self.mimi_state,
-                                   mode or ("graph" if device.type == "cuda" else "eager"))
+            self.stepper = Stepper(self.network, self.cache, self.rows, mimi, self.mimi_state, mode)
 
     def _default_chunk(self) -> int:
         if self.device.type != "cpu":
@@ -73,6 +73,11 @@ class Engine:
         return next((chunk for width, chunk in CPU_CHUNK.items() if self.config.hidden_size <= width), WIDE_CPU_CHUNK)
 
     # ---- what a caller does
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Compile or capture the steps of every number of sessions now, in seconds to minutes, not when the first caller waits."""
+        self.stepper.warm_up()
 
     @property
     def busy(self) -> bool:
@@ -267,7 +272,7 @@ class Engine:
         rows = torch.tensor([s.row for s, _, _ in chunks], device=self.device)
         only = chunks[0][0].row
         index = slice(only, only + 1) if len(chunks) == 1 else rows
-        return Place(self.cache, rows, index, positions, max(end for _, _, end in chunks))
+        return Place(self.cache, rows, index, positions, torch.arange(max(end for _, _, end in chunks), device=self.device))
 
     def _start(self, session: Session) -> None:
         """Its prompt is read: let it speak from the next step on."""

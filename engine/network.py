@@ -25,18 +25,18 @@ class Place:
     """Where the T new positions of B' rows stand in the cache, and how far one may look back.
 
     rows (B',) their numbers, and the same as an index (a slice reads views, a tensor copies); positions (B', T);
-    end: positions from here on are not read: at least 1 + the largest position.
+    reach = arange(end): the positions that are read, at least up to the largest of `positions`.
     mask (B', 1, T, end): 0 where a query may look, -inf elsewhere.
     """
     cache: KVCache
     rows: Tensor
     index: slice | Tensor
     positions: Tensor
-    end: int
+    reach: Tensor
     mask: Tensor = field(init=False)
 
     def __post_init__(self):
-        hidden = torch.arange(self.end, device=self.positions.device) > self.positions[..., None]
+        hidden = self.reach > self.positions[..., None]
         self.mask = torch.zeros_like(hidden, dtype=self.cache.k[0].dtype).masked_fill_(hidden, -torch.inf)[:, None]
 
 
@@ -65,7 +65,7 @@ class Block(nn.Module):
         qk = (qk * rope[0] + qk.roll(self.head_dim // 2, -1) * rope[1]).to(qkv.dtype)
         q, k = qk.split([self.heads, self.kv_heads], dim=2)
         place.cache.write(layer, k, v, place.rows, place.positions)
-        keys, values = place.cache.read(layer, place.index, place.end)
+        keys, values = place.cache.read(layer, place.index, len(place.reach))
         # the query heads of one key head become further queries of it: (B, kv, group * T, D)
         q = q.view(B, T, self.kv_heads, -1, self.head_dim).permute(0, 2, 3, 1, 4).flatten(2, 3)
         mask = place.mask if T == 1 else place.mask.repeat(1, 1, q.shape[2] // T, 1)

@@ -127,16 +127,16 @@ def read_wav(packed: Tensor) -> Tensor | None:
     return packed[:, REPORT_INTS:].contiguous().view(torch.float32) if packed.shape[1] > REPORT_INTS else None
 
 
-def decode_frame(network: Network, cache: KVCache, rows: Rows, indices: Tensor, end: int, mimi: Mimi | None,
+def decode_frame(network: Network, cache: KVCache, rows: Rows, indices: Tensor, reach: Tensor, mimi: Mimi | None,
                  mimi_state: MimiState | None) -> Tensor:
     """The next step of the first B rows: returns (B, REPORT_INTS [+ 1920]) int32 on the device, for read_report and read_wav.
 
-    rows: views of B rows; indices (B,) = 0..B - 1; end: cache positions that any of them may look at.
+    rows: views of B rows; indices (B,) = 0..B - 1; reach = arange(end): the cache positions that any of them may look at.
     mimi and mimi_state (B rows): None for steps in which no row can complete a frame.
     """
     B = rows.active.shape[0]
     position = cache.pos[:B]
-    place = Place(cache, indices, slice(0, B), position[:, None], end)
+    place = Place(cache, indices, slice(0, B), position[:, None], reach)
     thought, bridge = network.think(network.embed_text(rows.column[:, NUM_CODEBOOKS:]), place)
     cache.extra[indices[:, None], place.positions] = bridge
     spoken = network.talk(rows.column[:, :NUM_CODEBOOKS, None], bridge, rows.speaker, rows.has_speaker, place)

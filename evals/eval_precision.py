@@ -48,7 +48,8 @@ def choices(engine: Engine, columns: Tensor, spk_emb: Tensor | None, start: int)
     """What a greedy step would say after each of columns (9, n) from `start` on: text ids (n - start,), codes (n - start, 8)."""
     network, columns = engine.network, columns.to(engine.device)[None]
     length, rows = columns.shape[2], torch.zeros(1, dtype=torch.long, device=engine.device)
-    place = Place(engine.cache, rows, slice(0, 1), torch.arange(length, device=engine.device)[None], length)
+    reach = torch.arange(length, device=engine.device)
+    place = Place(engine.cache, rows, slice(0, 1), reach[None], reach)
     thought, bridge = network.think(network.embed_text(columns[:, NUM_CODEBOOKS]), place)
     known = torch.tensor([spk_emb is not None], device=engine.device)
     vector = network.embed_speaker((torch.zeros(engine.config.spk_emb_size) if spk_emb is None else spk_emb).to(engine.device))

@@ -78,7 +78,7 @@ def find_models(args, folder: Path) -> dict:
     def loader(choice):
         def load():
             chat = Chat.load(choice.pack, choice.weights, released_config(choice.weights), pick_device(args.device), dtype=args.dtype,
-                             slots=args.slots)
+                             slots=args.slots, compiled=bool(args.use_compile))
             return chat, chat.settings(temperature=args.temperature)
         return load
     return {name: loader(choice) for name, choice in choices.items()}

@@ -4,7 +4,7 @@ import torch
 from test_model import tiny
 
 from engine.network import Network, Place
-from engine.precision import Precision, choose, quantize
+from engine.precision import Matrix, MatrixBank, Precision, choose, one_row, quantize
 
 CPU = torch.device("cpu")
 
@@ -19,7 +19,7 @@ def run(network, ids, speaker, splits, rows=(2, 0), lag=0):
     hidden, bridges, spoken, places, start = [], [], [], [], 0
     for n in splits:
         positions = torch.arange(start, start + n).expand(B, n)
-        places.append((start, Place(cache, rows, rows, positions, start + n)))
+        places.append((start, Place(cache, rows, rows, positions, torch.arange(start + n))))
         x, bridge = network.think(network.embed_text(ids[:, 8, start:start + n]), places[-1][1])
         hidden.append(x)
         bridges.append(bridge)
@@ -77,6 +77,23 @@ def test_precisions_stay_close(moe, name, tolerance):
     assert text.dtype == codes.dtype == torch.float32
     for got, exact in ((text, out.logits), (codes, out.audio_logits.permute(0, 2, 1, 3))):
         assert 0 < (got - exact).norm() < tolerance * exact.norm()
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name, tolerance", [("fp32", 1e-5), ("bf16", 0.01), ("int8", 0.01)])
+def test_compiled_products_with_one_row(monkeypatch, name, tolerance):
+    calls = []
+    monkeypatch.setattr("engine.precision.one_row", lambda *given: calls.append(name) or one_row(*given))
+    g = torch.Generator().manual_seed(0)
+    weight, bias, x = torch.randn(2, 80, 48, generator=g), torch.randn(80, generator=g), torch.randn(2, 3, 48, generator=g)
+    precision = choose(name, CPU, compiled=True)
+    matrix, bank = Matrix(weight[0], precision, bias), MatrixBank(weight, precision)
+    for product, one, many in ((matrix, x[:1, :1], x[:1]), (bank, x[:, :1], x)):
+        traced = torch.compile(product, backend="aot_eager", fullgraph=True)
+        for given in (one, many):
+            torch.testing.assert_close(traced(given), product(given), atol=tolerance, rtol=tolerance)
+    assert calls == [name] * 2, "written out for the compiler with one row only"
+    assert not choose(name, CPU).plain_rows
 
 
 def test_quantisation_error_is_at_most_half_a_step():
