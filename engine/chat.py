@@ -292,7 +292,10 @@ class Chat:
         assert messages and messages[-1]["role"] == "user", messages
         features = self._encode_inputs(audio, images)
         if audio is not None and params.transcript and not messages[-1]["content"].strip():
-            messages = [*messages[:-1], {**messages[-1], "content": self.transcribe(audio, features["audio_features"])}]
+            read = self.transcribe(audio, features["audio_features"])
+            messages = [*messages[:-1], {**messages[-1], "content": read}]
+            if params.transcript == 2 and self.plain(read):
+                features = {name: value for name, value in features.items() if name not in ("audio_features", "audio_lens")}
         text_ids = self._prompt_ids(messages, features, len(images), params)
         room = self._room(params)
         if len(text_ids) > room:

@@ -26,7 +26,8 @@ RECENT_CODES = 3  # how far back the audio repetition penalty looks
 @dataclass
 class GenerationParams:
     """newline_id: the tokenizer's id of a line break, fed once after <|im_end|>. thinking: the prompt ends inside an open <think>.
-    transcript: a question that is only spoken is also read, as the pack's own ear writes it down.
+    transcript: a question that is only spoken is heard (0), heard and read as the pack's own ear writes it down (1), or read (2); where the
+    ear writes nothing it is heard.
 
     ValueError for a setting that cannot be sampled with.
     """
@@ -39,17 +40,18 @@ class GenerationParams:
     audio_top_k: int = 50
     audio_repetition_penalty: float = 1.05
     thinking: bool = False
-    transcript: bool = False
+    transcript: int = 0
 
     def __post_init__(self):
         wrong = [name for name, fine in (
             ("max_new_tokens", self.max_new_tokens >= 1), ("temperature", 0 <= self.temperature < math.inf), ("top_p", 0 < self.top_p <= 1),
             ("text_repetition_penalty", 0 < self.text_repetition_penalty < math.inf),
             ("audio_temperature", 0 < self.audio_temperature < math.inf), ("audio_top_k", 1 <= self.audio_top_k <= MAX_TOP_K),
-            ("audio_repetition_penalty", 0 < self.audio_repetition_penalty < math.inf)) if not fine]
+            ("audio_repetition_penalty", 0 < self.audio_repetition_penalty < math.inf), ("transcript", self.transcript in (0, 1, 2)))
+            if not fine]
         if wrong:
             raise ValueError(f"generation settings out of range: {', '.join(f'{name} = {getattr(self, name)}' for name in wrong)} "
-                             f"(temperatures and penalties positive, temperature 0 for greedy, 0 < top_p <= 1, top_k 1..{MAX_TOP_K})")
+                             f"(temperatures and penalties positive, temperature 0 for greedy, 0 < top_p <= 1, top_k 1..{MAX_TOP_K}, transcript 0..2)")
 
 
 def read_settings(path: Path) -> dict:

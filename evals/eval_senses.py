@@ -48,7 +48,7 @@ def read_rows(path: Path, n: int) -> list[dict]:
 class Examiner:
     """Asks one pack in text, with a fixed seed per item."""
 
-    def __init__(self, chat: Chat, seed: int, temperature: float | None, transcript: bool | None = None):
+    def __init__(self, chat: Chat, seed: int, temperature: float | None, transcript: int | None = None):
         self.chat, self.seed = chat, seed
         self.params = chat.settings(max_new_tokens=200, temperature=temperature, transcript=transcript)
         self.voice = pick_voice(chat.voices, None)
@@ -161,7 +161,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", choices=SPOKEN, default="heldout", help="rows that were held out, or rows that were taught")
     parser.add_argument("--n", type=int, default=100, help="items of each file")
     parser.add_argument("--temperature", type=float, help="default: the pack's")
-    parser.add_argument("--sound_alone", action="store_true", help="do not show the model what its ear writes down")
+    parser.add_argument("--transcript", type=int, choices=(0, 1, 2), help="spoken questions are 0: heard, 1: heard and read, 2: read "
+                        "(default: the pack's)")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="number format of the weights")
     parser.add_argument("--output", default="out/eval_senses.json")
     return parser
@@ -171,7 +172,7 @@ def run(args) -> None:
     chat = Chat.load(args.pack, find_weights(Path(args.save_dir or args.pack), args.weight), device=pick_device(args.device),
                      decode_audio=False, dtype=args.dtype)
     chat.use_few_threads()
-    examiner, data = Examiner(chat, args.seed, args.temperature, False if args.sound_alone else None), Path(args.data)
+    examiner, data = Examiner(chat, args.seed, args.temperature, args.transcript), Path(args.data)
     examine = dict(zip(PARTS, (spoken, pictures, conversations, calls)))
     records = [record for part in args.parts for record in examine[part](examiner, data, args.n, args.split)]
     figures = summarise(records)

@@ -23,10 +23,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model import audio
+from model import audio, ctc
 from model.config import INPUT_RATE
+from model.ctc import NGram
 from model.mimi import quiet_transformers
+from model.writing import Writing
 
+NGRAM, WRITING = "ngram.npz", "writing.json"  # in the folder of an ear of ours: how people speak and write (nano.train_language)
 MIN_SPEAKER_SAMPLES = INPUT_RATE // 5  # CAM++ pools over time; below 0.2 s there is hardly anything to pool
 
 
@@ -38,16 +41,18 @@ def sensevoice_frames(num_samples: int) -> int:
 class SenseVoice:
     """SenseVoice-Small's encoder; with `transcribe` when the folder also has the CTC head and the tokenizer."""
 
-    def __init__(self, encoder, frontend, head=None, queries=None, tokenizer=None):
+    def __init__(self, encoder, frontend, head=None, queries=None, tokenizer=None, ngram: NGram | None = None,
+                 writing: Writing | None = None):
         self.encoder, self.frontend = encoder, frontend
         self.head = head  # (weight (V, D), bias (V,)) of the CTC layer, or None
         self.queries = queries  # (16, 560) prompt vectors (language, event, emotion, style), or None
         self.tokenizer = tokenizer  # sentencepiece, or None
+        self.ngram, self.writing = ngram, writing  # of the tokenizer's tokens; of its words
         self.device = next(encoder.parameters()).device
 
     @classmethod
     def load(cls, folder, device="cpu") -> "SenseVoice":
-        """From a FunASR folder: config.yaml, weights, optionally am.mvn and a sentencepiece model."""
+        """From a FunASR folder: config.yaml, weights, optionally am.mvn, a sentencepiece model and, of ours, ngram.npz and writing.json."""
         files = _funasr_files(folder, "SenseVoiceSmall", {"config": "config.yaml", "weights": "model.pt"})
         config, state = _read_yaml(files["config"]), _read_weights(files["weights"])
         encoder_class, frontend_class = _funasr_classes(("funasr.models.sense_voice.model", "SenseVoiceEncoderSmall"),
@@ -65,7 +70,9 @@ class SenseVoice:
             tokenizer = SentencePieceProcessor(model_file=str(files["tokenizer"]))
         head = head and tuple(t.to(device, torch.float32) for t in head)
         queries = state["embed.weight"].to(device, torch.float32) if "embed.weight" in state else None
-        return cls(_freeze(encoder, device), frontend, head, queries, tokenizer)
+        ngram, writing = (kind.load(path) if path.is_file() else None
+                          for kind, path in ((NGram, Path(folder) / NGRAM), (Writing, Path(folder) / WRITING)))
+        return cls(_freeze(encoder, device), frontend, head, queries, tokenizer, ngram, writing)
 
     def fbank(self, wavs: list) -> tuple[Tensor, Tensor]:
         """16 kHz clips (S_i,) -> normalised, stacked filter banks (B, L, 560) on the CPU, zero padded, and lengths (B,)."""
@@ -97,8 +104,10 @@ class SenseVoice:
 
     @torch.no_grad()
     def transcribe(self, wav, features: Tensor | None = None) -> str:
-        """Text of a 16 kHz clip (S,) by greedy CTC; tags such as <|en|> are dropped. ValueError without head or tokenizer.
+        """Text of a 16 kHz clip (S,) by CTC; tags such as <|en|> are dropped. ValueError without head or tokenizer.
 
+        The likeliest tokens; where the folder knows how people speak the likeliest text, and where it knows how they write, with
+        capital letters and marks.
         The released model was trained with four query vectors in front of the speech, ours without: the vocabulary tells.
         features (1, L, D): `features` of the clip where they are there already; they save a pass where no query vectors are needed.
         """
@@ -110,8 +119,10 @@ class SenseVoice:
             features = self.encode(torch.cat([front[None], fbank], dim=1), lens + 4)
         elif features is None:
             features, _ = self.features([wav])
-        ids = torch.unique_consecutive(F.linear(features[0], *self.head).argmax(dim=-1))
-        return re.sub(r"<\|[^|]*\|>", "", self.tokenizer.decode(ids[ids != 0].tolist())).strip()
+        log_probs = F.linear(features[0], *self.head).log_softmax(dim=-1).cpu().numpy()
+        ids = ctc.greedy(log_probs) if self.ngram is None else ctc.search(log_probs, self.ngram)
+        text = re.sub(r"<\|[^|]*\|>", "", self.tokenizer.decode(ids)).strip()
+        return self.writing(text) if self.writing else text
 
 
 class SigLIP2:

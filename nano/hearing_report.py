@@ -1,4 +1,4 @@
-"""What a nano ear is worth: word error rates of greedy CTC on held-out questions, clean and under noise, by voices heard or never heard."""
+"""What a nano ear is worth: word error rates on held-out questions, clean and under noise, by voices heard or never heard."""
 import random
 
 import numpy as np
@@ -24,7 +24,7 @@ def errors(reference, hypothesis):
 
 
 def word_error_rate(ear, speech, rows, noise_db=None, seed=1):
-    """WER of `ear` (a SenseVoice) on utterances `rows`, by greedy CTC, with pink noise at `noise_db` if given; and ten mistakes."""
+    """WER of `ear` (a SenseVoice) on utterances `rows`, with pink noise at `noise_db` if given; and ten mistakes."""
     rng = np.random.default_rng(seed)
     wrong, total, mistakes = 0, 0, []
     for row in tqdm(rows, desc="listening", unit="clip", leave=False, mininterval=5):
@@ -32,7 +32,7 @@ def word_error_rate(ear, speech, rows, noise_db=None, seed=1):
         wav = speech.samples[start:start + count].cpu().numpy().astype(np.float32) / 32768
         if noise_db is not None:
             wav = add_noise(wav, pink_noise(len(wav), rng), noise_db)
-        said, heard = normalise(speech.utterances[row].text), ear.transcribe(wav)
+        said, heard = normalise(speech.utterances[row].text), normalise(ear.transcribe(wav))
         wrong += errors(said.split(), heard.split())
         total += len(said.split())
         if heard != said and len(mistakes) < 10:

@@ -88,8 +88,11 @@ class Options:
 # the speech
 
 
-def sentences(corpus):
-    """(training sentences, held-out questions), lists of str without repetition; no training sentence has a held-out one's words."""
+def sentences(corpus, num_scenes=NUM_SCENES, num_turns=NUM_TURNS, further=()):
+    """(training sentences, held-out questions), lists of str without repetition; no training sentence has a held-out one's words.
+
+    further: files of the corpus whose questions are training sentences, too.
+    """
     rng = random.Random(2026)
     train, heldout = read_jsonl(Path(corpus) / "train.jsonl"), read_jsonl(Path(corpus) / "heldout.jsonl")
     asked = {normalise(item["question"]): item["question"] for item in heldout}
@@ -97,9 +100,10 @@ def sentences(corpus):
     turns, other_turns = multi_turn.build(train, heldout, rng)
     kept_apart |= {normalise(text) for item in other_turns for text in multi_turn.user_turns(item)}
     found = [item[key] for item in train for key in ("question", "answer")]
-    found += rng.sample([text for item in turns for text in multi_turn.user_turns(item)], NUM_TURNS)  # many are questions of the corpus
+    found += [item["question"] for name in further for item in read_jsonl(Path(corpus) / name)]
+    found += rng.sample([text for item in turns for text in multi_turn.user_turns(item)], num_turns)  # many are questions of the corpus
     picture_rng = np.random.default_rng(2026)
-    for _ in range(NUM_SCENES):
+    for _ in range(num_scenes):
         asked_about = scenes.questions(scenes.draw_scene(picture_rng), picture_rng)
         found += [question for question, _, _ in asked_about]
     unique = {normalise(text): text for text in found}

@@ -251,17 +251,21 @@ def test_speech_is_that_of_the_whole_clip(chat):
     assert 0 < answer.ttft_s <= answer.ttfa_s <= answer.total_s and answer.rtf == pytest.approx(answer.total_s / 0.96)
 
 
-def test_a_spoken_question_is_also_read_where_the_pack_wants_it(omni_pack, monkeypatch):
+def test_a_spoken_question_is_read_where_the_pack_wants_it(omni_pack, monkeypatch):
     """`transcript` puts what the ear writes where typed words would stand; typed words are the user's own and stay as they are."""
-    chat, wav = Chat.load(omni_pack, find_weights(omni_pack)), np.zeros(8000, np.float32)
-    monkeypatch.setattr(chat, "transcribe", lambda audio, features: "what is hot")
+    chat, wav, written = Chat.load(omni_pack, find_weights(omni_pack)), np.zeros(8000, np.float32), ["what is hot"]
+    monkeypatch.setattr(chat, "transcribe", lambda audio, features: written[0])
 
     def prompt(text, transcript, audio=wav):
         return chat.request([{"role": "user", "content": text}], params_for(chat, transcript=transcript), audio=audio).prompt_ids
-    assert torch.equal(prompt("", True), prompt("what is hot", False))
-    assert torch.equal(prompt("hi", True), prompt("hi", False))
-    assert torch.equal(prompt("hi", True, None), prompt("hi", False, None))
-    assert prompt("", False).shape[1] < prompt("", True).shape[1]
+    assert torch.equal(prompt("", 1), prompt("what is hot", 0))
+    assert torch.equal(prompt("", 2), prompt("what is hot", 0, None)), "read alone: as if it had been typed"
+    for transcript in (1, 2):
+        assert torch.equal(prompt("hi", transcript), prompt("hi", 0))
+        assert torch.equal(prompt("hi", transcript, None), prompt("hi", 0, None))
+    assert prompt("", 0).shape[1] < prompt("", 1).shape[1]
+    written[0] = ""
+    assert torch.equal(prompt("", 2), prompt("", 0)), "what cannot be read is heard"
 
 
 def deltas(chat, params, ids, num_frames=0):

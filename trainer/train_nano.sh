@@ -140,7 +140,7 @@ step speakers  "$PACK/campplus/model.pt"       $PYTHON -m nano.train_campplus --
 step codec     "$PACK/mimi/config.json"        codec
 cp "$WORK/corpus/heldout.jsonl" "$PACK/heldout.jsonl"  # for python -m evals.eval_nano
 # The nano model knows one right answer to most questions, and reads what its ear writes of spoken ones.
-echo '{"temperature": 0.1, "transcript": true}' > "$PACK/generation_config.json"
+echo '{"temperature": 0.1, "transcript": 2}' > "$PACK/generation_config.json"
 step voices    "$PACK/voices.pt"               $PYTHON -m nano.voices --codec "$WORK/codec/targets.pt" \
     --speaker_encoder "$PACK/campplus" --out "$PACK/voices.pt" --device "$DEVICE"
 step data      "$WORK/data/t2a_heldout/manifest.json" $PYTHON -m nano.build_sets t2a --corpus "$WORK/corpus" --limit "$LIMIT" \
@@ -166,6 +166,7 @@ if [ "$SENSES" = 1 ]; then
     step spell     "$WORK/model/spell_256.pth.done" stage spell t2a 1e-2 "--mode spelling --spelling 1 --question_mix 1 0 0 0 \
         --augment_share 0.5 --max_steps $SPELL_STEPS --warmup_steps 20" a2a_train mix_train
     step hear      "$WORK/model/hear_256.pth.done" hear
+    step language  "$PACK/SenseVoiceSmall/ngram.npz" $PYTHON -m nano.train_language --corpus "$WORK/corpus" --ear "$PACK/SenseVoiceSmall"
     step turns     "$WORK/model/turns_256.pth.done" turns
     step think     "$WORK/model/think_256.pth.done" stage think turns 1.2e-3 "--mode thinker --spelling 0.3 \
         --question_mix 0.75 0.05 0.1 0.1 --augment_share 0.5 --max_steps $THINK_STEPS --warmup_steps 20" \

@@ -173,7 +173,7 @@ class Service:
         self.check_images(len(question.images))
         reserve = len(question.images) * chat.config.image_token_len
         if question.wav is not None:
-            reserve += (1 + lfr_frames(len(question.wav))) * (1 + params.transcript)  # the ear writes one piece a frame at most
+            reserve += (1 + lfr_frames(len(question.wav))) * (1 + bool(params.transcript))  # the ear writes one piece a frame at most
         generator = None if question.seed is None else torch.Generator(chat.device).manual_seed(question.seed % 2**63)
         if self.log_transcripts:
             log.info("asked: %r", question.messages[-1]["content"])
