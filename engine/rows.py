@@ -1,7 +1,7 @@
 """What every row of a batch is in the middle of saying, kept on the device, and the step that says the next frame of all rows.
 
-- `decode_frame` is the only function that runs per step: network, sampling, the nine streams' bookkeeping, codec. Static
-  shapes, everything in place, no host sync: it can be compiled or captured in a CUDA graph (see stepper.py).
+- `decode_frame` is the only function that runs per step: network, sampling, the nine streams' bookkeeping (`next_report`), codec.
+  Static shapes, everything in place, no host sync: it can be compiled or captured in a CUDA graph (see stepper.py).
 - Its one result is one int32 tensor with all that the host wants to know: a single copy per step for all sessions.
 - The bookkeeping is that of generate.Reply, with masks instead of branches; rows that are not `active` keep their state.
 """
@@ -128,12 +128,22 @@ def read_wav(packed: Tensor) -> Tensor | None:
 
 
 def decode_frame(network: Network, cache: KVCache, rows: Rows, indices: Tensor, reach: Tensor, mimi: Mimi | None,
-                 mimi_state: MimiState | None) -> Tensor:
+                 mimi_state: MimiState | None, next_step=None) -> Tensor:
     """The next step of the first B rows: returns (B, REPORT_INTS [+ 1920]) int32 on the device, for read_report and read_wav.
 
     rows: views of B rows; indices (B,) = 0..B - 1; reach = arange(end): the cache positions that any of them may look at.
-    mimi and mimi_state (B rows): None for steps in which no row can complete a frame.
+    mimi and mimi_state (B rows): None for steps in which no row can complete a frame. next_step: another way to run `next_report`.
     """
+    report = (next_step or next_report)(network, cache, rows, indices, reach)
+    if mimi is None:
+        return report
+    frame = report[:, NUM_STREAMS + 1:-1].long()
+    wav = mimi.decode_step(frame.clamp(min=0)[:, :, None], mimi_state, rows.active & (frame >= 0).all(1))
+    return torch.cat([report, wav.float().contiguous().view(torch.int32)], dim=1)
+
+
+def next_report(network: Network, cache: KVCache, rows: Rows, indices: Tensor, reach: Tensor) -> Tensor:
+    """`decode_frame` without the codec: (B, REPORT_INTS)."""
     B = rows.active.shape[0]
     position = cache.pos[:B]
     place = Place(cache, indices, slice(0, B), position[:, None], reach)
@@ -150,11 +160,7 @@ def decode_frame(network: Network, cache: KVCache, rows: Rows, indices: Tensor, 
                          rows.audio_top_k, rows.audio_penalty, rows.temperature == 0)
     finite = (thought.isfinite().all(-1) & spoken.isfinite().all(-1)).long()
     column, said, frame, flags = _push(rows, text, codes, network.config, network.think_end)
-    report = torch.cat([column, said, frame, (flags + 4 * finite)[:, None]], dim=1).int()
-    if mimi is None:
-        return report
-    wav = mimi.decode_step(frame.clamp(min=0)[:, :, None], mimi_state, rows.active & (frame >= 0).all(1))
-    return torch.cat([report, wav.float().contiguous().view(torch.int32)], dim=1)
+    return torch.cat([column, said, frame, (flags + 4 * finite)[:, None]], dim=1).int()
 
 
 def _push(rows: Rows, text: Tensor, codes: Tensor, config, think_end: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
