@@ -88,7 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument("--temperature", type=number(float, 0), help="of the text; 0 is greedy (default: the pack's, 0.1 nano; 0.7 released)")
     how.add_argument("--top_p", type=number(float, 0, 1, open_low=True), help="default: the pack's, else 0.9")
     how.add_argument("--max_new_tokens", type=number(int, 1), default=512, help="longest reply, in steps of 80 ms of speech")
-    how.add_argument("--transcript", type=int, choices=(0, 1, 2), help="spoken questions are 0: heard, 1: heard and read, as the pack's ear "
+    how.add_argument("--transcript", type=int, choices=(0, 1, 2), help="spoken questions are 0: heard, 1: heard and read as the pack's ear "
                      "writes them down, 2: read (default: the pack's)")
     how.add_argument("--open_thinking", type=int, choices=(0, 1), default=0, help="1: reason before answering")
     how.add_argument("--decode_audio", type=int, choices=(0, 1), default=1, help="0: text only, no codec needed")

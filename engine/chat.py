@@ -215,7 +215,7 @@ class Chat:
             torch.set_num_threads(1)
 
     def warm_up(self) -> None:
-        """Do once, in small, what the first question would otherwise wait for: load the encoders that are there, choose kernels, compile."""
+        """Do once, in small, what the first question would otherwise wait for: load the encoders there are, choose kernels, compile."""
         from PIL import Image
 
         self.engine.warm_up()

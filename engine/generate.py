@@ -51,7 +51,8 @@ class GenerationParams:
             if not fine]
         if wrong:
             raise ValueError(f"generation settings out of range: {', '.join(f'{name} = {getattr(self, name)}' for name in wrong)} "
-                             f"(temperatures and penalties positive, temperature 0 for greedy, 0 < top_p <= 1, top_k 1..{MAX_TOP_K}, transcript 0..2)")
+                             f"(temperatures and penalties positive, temperature 0 for greedy, 0 < top_p <= 1, top_k 1..{MAX_TOP_K}, "
+                             "transcript 0..2)")
 
 
 def read_settings(path: Path) -> dict:
