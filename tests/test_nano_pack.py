@@ -86,15 +86,19 @@ def test_the_ear_writes_down_what_it_hears():
 
 
 def test_a_question_passes_the_ear_once(chat, monkeypatch):
-    """Its features are the prompt's, and what the pack reads beside them is read off the same ones."""
+    """Its features are the prompt's, and what is read beside them, or in their place, is read off the same ones."""
     wav = read_audio(PACK / "examples" / f"audio-01-{ASKERS[0]}.wav", INPUT_RATE)
     read = chat.transcribe(wav)
-    typed = chat.request([{"role": "user", "content": read}], params(chat), audio=wav)
+    typed = [chat.request([{"role": "user", "content": read}], params(chat), audio=sound) for sound in (wav, None)]
     passes = []
     encode = chat.sensevoice.encode
     monkeypatch.setattr(chat.sensevoice, "encode", lambda *inputs: passes.append(1) or encode(*inputs))
-    heard = chat.request([{"role": "user", "content": ""}], params(chat), audio=wav)
-    assert len(passes) == 1 and read and torch.equal(heard.prompt_ids, typed.prompt_ids)
+    spoken = [chat.request([{"role": "user", "content": ""}], params(chat, transcript=transcript), audio=wav) for transcript in (1, 2)]
+    assert len(passes) == 2 and read
+    assert all(torch.equal(said.prompt_ids, written.prompt_ids) for said, written in zip(spoken, typed))
+    assert spoken[0].audio_features is not None and spoken[1].audio_features is None
+    default = chat.request([{"role": "user", "content": ""}], params(chat), audio=wav)
+    assert torch.equal(default.prompt_ids, typed[1].prompt_ids), "the pack reads"
 
 
 def test_it_sees(chat):

@@ -206,7 +206,8 @@ def test_a_spoken_call_with_barge_in(world):
             second = (await until(connection, "response.done", events))[-1].response
             assert second.status in ("completed", "incomplete")  # to what a random ear hears, a reply may run to its limit
             assert second.output[0].content[0].transcript
-            assert second.usage.input_token_details.audio_tokens > 10
+            read = second.usage.input_token_details  # the question as sound or, where the pack reads what its ear writes, as words
+            assert read.audio_tokens > 10 or read.text_tokens > 10
         return events
 
     events = asyncio.run(call())
