@@ -110,13 +110,13 @@ def search(log_probs: np.ndarray, model: NGram, weight: float = 0.7, bonus: floa
         tokens = [(int(token), float(frame[token])) for token in np.flatnonzero(frame > least) if token != BLANK]
         grown: dict[tuple, Beam] = {}
         for text, beam in beams.items():
-            last = text[-1] if text else None
+            last, sound = text[-1] if text else None, beam.sound
             stays = grown.setdefault(text, Beam(NEVER, NEVER, beam.said))
-            stays.blank = _add(stays.blank, beam.sound + float(frame[BLANK]))
+            stays.blank = _add(stays.blank, sound + float(frame[BLANK]))
             if text:
                 stays.token = _add(stays.token, beam.token + float(frame[last]))
             for token, log_prob in tokens:
-                before = beam.blank if token == last else beam.sound  # the same token again is another one behind a blank only
+                before = beam.blank if token == last else sound  # the same token again is another one behind a blank only
                 if before == NEVER:
                     continue
                 longer = (*text, token)
@@ -124,8 +124,9 @@ def search(log_probs: np.ndarray, model: NGram, weight: float = 0.7, bonus: floa
                     said = beams[longer].said if longer in beams else beam.said + weight * model.log_prob(text, token) + bonus
                     grown[longer] = Beam(NEVER, NEVER, said)
                 grown[longer].token = _add(grown[longer].token, before + log_prob)
-        best = sorted(grown.items(), key=lambda item: item[1].score, reverse=True)[:width]
-        beams = {text: beam for text, beam in best if beam.score >= best[0][1].score - behind}
+        scores = {text: beam.score for text, beam in grown.items()}
+        best = sorted(scores, key=scores.get, reverse=True)[:width]
+        beams = {text: grown[text] for text in best if scores[text] >= scores[best[0]] - behind}
     return list(max(beams, key=lambda text: beams[text].score + weight * model.log_prob(text, END)))
 
 

@@ -70,8 +70,8 @@ class SenseVoice:
             tokenizer = SentencePieceProcessor(model_file=str(files["tokenizer"]))
         head = head and tuple(t.to(device, torch.float32) for t in head)
         queries = state["embed.weight"].to(device, torch.float32) if "embed.weight" in state else None
-        ngram, writing = (kind.load(path) if path.is_file() else None
-                          for kind, path in ((NGram, Path(folder) / NGRAM), (Writing, Path(folder) / WRITING)))
+        ngram = NGram.load(files["ngram"]) if "ngram" in files else None
+        writing = Writing.load(files["writing"]) if "writing" in files else None
         return cls(_freeze(encoder, device), frontend, head, queries, tokenizer, ngram, writing)
 
     def fbank(self, wavs: list) -> tuple[Tensor, Tensor]:
@@ -209,9 +209,9 @@ def _how_to_get(folder, name: str, file: str) -> str:
 
 
 def _funasr_files(folder, name: str, required: dict[str, str]) -> dict[str, Path]:
-    """Paths of config, weights, cmvn and tokenizer; configuration.json may rename what is otherwise called by default names."""
+    """Paths of all parts that are there; configuration.json may rename FunASR's own, which otherwise have their default names."""
     folder = Path(folder)
-    names = {**required, "cmvn": "am.mvn", "tokenizer": "bpe.model"}
+    names = {**required, "cmvn": "am.mvn", "tokenizer": "bpe.model", "ngram": NGRAM, "writing": WRITING}
     if (folder / "configuration.json").is_file():
         given = json.loads((folder / "configuration.json").read_text(encoding="utf-8")).get("file_path_metas", {})
         names["config"] = given.get("config", names["config"])

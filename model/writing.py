@@ -8,6 +8,7 @@ from model.checkpoint import replace_atomic
 
 WORD = re.compile(r"([A-Za-z']+)([^A-Za-z']*)")
 NEW_SENTENCE = (".", "?", "!", ":")  # behind these, and in front, a word begins with a capital
+AT_BEGIN, AT_END = "^", "$"  # in contexts
 LAST = "."  # behind a sentence like none before
 
 
@@ -36,7 +37,7 @@ class Writing:
                     shorter[context] = contexts[place:]
                 begin = i + 1 if mark in NEW_SENTENCE else begin
         usual = {context: counts.most_common(1)[0][0] for context, counts in marks.items()}
-        kept = {context: mark for context, mark in usual.items() if mark != _decide(usual, shorter[context], context)}
+        kept = {context: mark for context, mark in usual.items() if mark != _decide(usual, shorter[context], context.startswith(AT_END))}
         written = {word: counts.most_common(1)[0][0] for word, counts in forms.items()}
         return cls({word: form for word, form in sorted(written.items()) if form != word}, dict(sorted(kept.items())))
 
@@ -58,7 +59,7 @@ class Writing:
         words, written, begin = text.split(), [], 0
         for i, word in enumerate(words):
             form = self.forms.get(word, word)
-            mark = _decide(self.marks, _contexts(words, begin, i))
+            mark = _decide(self.marks, _contexts(words, begin, i), i + 1 == len(words))
             written.append((form[:1].upper() + form[1:] if i == begin else form) + mark)
             begin = i + 1 if mark in NEW_SENTENCE else begin
         return " ".join(written)
@@ -70,15 +71,12 @@ def _contexts(words: list[str], begin: int, i: int) -> list[str]:
     Inside a text the words around the place; at its end, how the text and its last sentence begin.
     """
     if i + 1 < len(words):
-        around = [words[i - 1] if i else "^", words[i], words[i + 1]]
+        around = [words[i - 1] if i else AT_BEGIN, words[i], words[i + 1]]
         return [" ".join(around[start:]) for start in range(3)]
     sentence = words[begin:]
-    return [" ".join(("$", *words[:2], *sentence[:2])), " ".join(("$", *sentence[:2])), " ".join(("$", *sentence[:1]))]
+    return [" ".join((AT_END, *how)) for how in ((*words[:2], *sentence[:2]), sentence[:2], sentence[:1])]
 
 
-def _decide(marks: dict[str, str], contexts: list[str], at: str | None = None) -> str:
-    """The mark of the first known context; if there is none the usual one at such a place, of which `at` is a context."""
-    for context in contexts:
-        if context in marks:
-            return marks[context]
-    return LAST if (at or contexts[0]).startswith("$") else ""
+def _decide(marks: dict[str, str], contexts: list[str], at_end: bool) -> str:
+    """The mark of the first known context; if none is known, LAST at a text's end and nothing inside it."""
+    return next((marks[context] for context in contexts if context in marks), LAST if at_end else "")

@@ -53,15 +53,25 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def best_s(run, device, repeats: int = 5) -> float:
-    """Shortest wall time of `run()` in seconds, after one warm-up: for limits, where anything slower was disturbed."""
+def wall_times(run, device, repeats: int, warm_ups: int) -> list[float]:
+    """Seconds of each `run()` behind the first few."""
     times = []
-    for _ in range(repeats + 1):
+    for _ in range(warm_ups + repeats):
         start = time.perf_counter()
         run()
         synchronize(device)
         times.append(time.perf_counter() - start)
-    return min(times[1:])
+    return times[warm_ups:]
+
+
+def best_s(run, device, repeats: int = 5) -> float:
+    """Shortest wall time of `run()` in seconds, after one warm-up: for limits, where anything slower was disturbed."""
+    return min(wall_times(run, device, repeats, warm_ups=1))
+
+
+def median_ms(run, device, repeats: int) -> float:
+    """Median wall time of `run()` in milliseconds, after two warm-ups: what a caller sees."""
+    return 1000 * statistics.median(wall_times(run, device, repeats, warm_ups=2))
 
 
 @torch.inference_mode()
@@ -175,19 +185,14 @@ def rss_mib() -> float:
 @torch.inference_mode()
 def model_ms(engine: Engine, sessions: int, length: int, repeats: int = 40) -> float:
     """Median time of a step of `sessions` idle rows without the codec, sampling and the copy to the host included."""
-    times = []
-    for _ in range(repeats + 2):
-        start = time.perf_counter()
-        engine.stepper.run(sessions, length, speak=False)
-        times.append(1000 * (time.perf_counter() - start))
-    return statistics.median(times[2:])
+    return median_ms(lambda: engine.stepper.run(sessions, length, speak=False), engine.device, repeats)
 
 
 @torch.inference_mode()
 def codec_ms(mimi: Mimi, rows: int, repeats: int = 40) -> float:
     """Median time of one frame of `rows` streams; on a GPU as the engine runs it, in a CUDA graph."""
     state = mimi.init_state(rows, max_frames=1)
-    codes, times = torch.zeros(rows, NUM_CODEBOOKS, 1, dtype=torch.long, device=mimi.device), []
+    codes = torch.zeros(rows, NUM_CODEBOOKS, 1, dtype=torch.long, device=mimi.device)
     active = torch.ones(rows, dtype=torch.bool, device=mimi.device)
 
     def run():
@@ -196,12 +201,7 @@ def codec_ms(mimi: Mimi, rows: int, repeats: int = 40) -> float:
     if mimi.device.type == "cuda":
         graph, _ = capture(run)
         run = graph.replay
-    for _ in range(repeats + 2):
-        start = time.perf_counter()
-        run()
-        synchronize(mimi.device)
-        times.append(1000 * (time.perf_counter() - start))
-    return statistics.median(times[2:])
+    return median_ms(run, mimi.device, repeats)
 
 
 def measure(engine: Engine, machine: dict, sessions: int, args) -> dict:

@@ -18,8 +18,9 @@ from engine.generate import GenerationParams
 NANO = Path(__file__).resolve().parents[1] / "model" / "nano"
 
 
-def make_service(chat: Chat, voices_dir: Path | None = None, models: dict | None = None, **limits) -> Service:
-    defaults = chat.settings(temperature=0)
+def make_service(chat: Chat, voices_dir: Path | None = None, models: dict | None = None, transcript: int | None = None,
+                 **limits) -> Service:
+    defaults = chat.settings(temperature=0, transcript=transcript)
     return Service(chat, "minimind-o-test", defaults, Limits(**limits), models=models, voices_dir=voices_dir)
 
 

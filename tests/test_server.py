@@ -27,7 +27,7 @@ def world(tmp_path_factory):
     chat = load_nano_with_senses(tmp_path_factory.mktemp("pack"))
     spoken = speak(chat, "what is the color of the sky")
     assert 1 < len(spoken) / 24_000 < 4
-    service = make_service(chat)
+    service = make_service(chat, transcript=1)  # not read alone, as the pack wants it: here the sound in the prompt is counted
     with serve(service) as address:
         yield address, spoken, service
 
@@ -206,8 +206,7 @@ def test_a_spoken_call_with_barge_in(world):
             second = (await until(connection, "response.done", events))[-1].response
             assert second.status in ("completed", "incomplete")  # to what a random ear hears, a reply may run to its limit
             assert second.output[0].content[0].transcript
-            read = second.usage.input_token_details  # the question as sound or, where the pack reads what its ear writes, as words
-            assert read.audio_tokens > 10 or read.text_tokens > 10
+            assert second.usage.input_token_details.audio_tokens > 10
         return events
 
     events = asyncio.run(call())
