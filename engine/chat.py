@@ -7,6 +7,7 @@
 - `listen` runs such a stream to its end and measures time to first text, time to first audio and the real-time factor.
 - One reply at a time, no threads, no printing.
 """
+import hashlib
 import io
 import time
 from collections.abc import Callable, Hashable, Iterator
@@ -32,6 +33,7 @@ DEFAULT_WEIGHT = "sft_omni"
 SMALL_WIDTH = 384  # Thinker width up to which one CPU thread is fastest
 AUDIO_SECONDS = (0.1, 60.0)  # of one spoken question
 MAX_PIXELS = 40_000_000  # of one picture: decoding is done before shrinking
+KEPT_TRANSCRIPTS = 16  # of the last spoken questions
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # PIL knows others, some of which run programs
 
 
@@ -180,6 +182,7 @@ class Chat:
         if len(tokenizer) > self.config.vocab_size:
             raise ValueError(f"the tokenizer in {self.folder} has {len(tokenizer)} ids, the model {self.config.vocab_size}: "
                              "they are not from the same pack")
+        self.written: dict[bytes, str] = {}  # the ear's last transcripts, by their sound
         self.newline_id = encode_text(tokenizer, "\n")[-1]
         self.generation = read_settings(self.folder / GENERATION)
         self.special_texts = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
@@ -261,7 +264,14 @@ class Chat:
 
         features: see SenseVoice.transcribe.
         """
-        return self.sensevoice.transcribe(torch.as_tensor(audio), features) if self.sensevoice.can_transcribe else ""
+        if not self.sensevoice.can_transcribe:
+            return ""
+        key = hashlib.blake2b(np.ascontiguousarray(audio)).digest()  # a call's turn is wanted twice: in the prompt and as a caption
+        if key not in self.written:
+            self.written[key] = self.sensevoice.transcribe(torch.as_tensor(audio), features)
+            while len(self.written) > KEPT_TRANSCRIPTS:
+                self.written.pop(next(iter(self.written)))
+        return self.written[key]
 
     def plain(self, text: str) -> str:
         """User text with every spelled-out control token (such as <|im_end|>) taken out: words must not end turns or fake inputs."""

@@ -1,7 +1,9 @@
 """The OpenAI Realtime protocol (GA) as a state machine: client messages and pieces of replies in, events and commands out.
 
 - No sockets, no threads, no model: whoever drives it sends the dicts it returns and carries out the commands between them.
-- Every method returns a list, in order: dicts are events for the client, StartReply, CancelReply and Transcribe are for the engine.
+- Every method returns a list, in order: dicts are events for the client; StartReply, CancelReply, Transcribe, Prepare and Discard are
+  for the engine.
+- A turn has ended when its speaker has been silent for long enough. While that is not yet sure, the reply is prepared.
 - Barge-in: speech while a reply is in progress or still being played. The order is the protocol's: speech_started, then what
   closes the cancelled response. Pieces of a reply that is no longer the current one are dropped.
 - Truncation is honest: of the stored transcript the share stays that was heard.
@@ -35,6 +37,17 @@ class StartReply:
     voice: str
     max_tokens: int | None
     spoken: bool  # otherwise text is all that is wanted
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """This reply (its id is '') may be asked for in a moment; begin with it. A StartReply that asks for another one discards it."""
+    start: StartReply
+
+
+@dataclass(frozen=True)
+class Discard:
+    """What was to be prepared is not wanted."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +114,7 @@ class RealtimeSession:
         self.out: list = []
         self.count = 0
         self.next_item_id: str | None = None  # announced by speech_started
+        self.prepared_ms: int | None = None  # end of the utterance whose reply is being prepared
         self.reply_owed = False  # a turn ended while a reply that may not be interrupted was going on
         detection = effective_turn_detection(ServerVad(type="server_vad"))
         self.settings = {"instructions": "", "output_modalities": ["audio"], "max_output_tokens": "inf", "turn_detection": detection,
@@ -263,6 +277,20 @@ class RealtimeSession:
                 self._speech_started(heard)
             else:
                 self._speech_stopped(heard)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Have the reply prepared that a pause in the speech may ask for."""
+        answers = self.response is None and (self.settings["turn_detection"] or {}).get("create_response")
+        pause_ms = self.mic.pause_ms if answers else None
+        if pause_ms == self.prepared_ms:
+            return
+        if self.prepared_ms is not None:
+            self.out.append(Discard())
+        self.prepared_ms = pause_ms
+        if pause_ms is not None:
+            spoken = Item("", "user", [Content("input_audio", pcm=self.mic.so_far(pause_ms))])
+            self.out.append(Prepare(self._start_reply("", ResponseSettings(), [*self.items, spoken])))
 
     def _speech_started(self, heard: SpeechStarted) -> None:
         self.next_item_id = self._new_id("item")
@@ -359,15 +387,20 @@ class RealtimeSession:
 
     # ---- responses
 
-    def _respond(self, asked: ResponseSettings) -> None:
+    def _start_reply(self, response_id: str, asked: ResponseSettings, items: list[Item]) -> StartReply:
+        """The command to answer a conversation of `items`."""
         s = self.settings
         voice = self._voice(asked.audio.output.voice, "response.audio.output.voice") or s["voice"]
         limit = asked.max_output_tokens or s["max_output_tokens"]
-        instructions = s["instructions"] if asked.instructions is None else asked.instructions
-        messages, pcm, images = self._history(instructions)
+        messages, pcm, images = history(items, s["instructions"] if asked.instructions is None else asked.instructions)
         spoken = (asked.output_modalities or s["output_modalities"]) == ["audio"]
-        item = Item(self._new_id("item"), "assistant", status="in_progress")
-        self.response = response = Response(self._new_id("resp"), item, spoken, asked.conversation == "auto", voice, asked.metadata)
+        return StartReply(response_id, messages, pcm, images, voice, None if limit == "inf" else limit, spoken)
+
+    def _respond(self, asked: ResponseSettings) -> None:
+        start = self._start_reply(self._new_id("resp"), asked, self.items)
+        self.prepared_ms = None  # what was prepared is taken or discarded now
+        item, spoken = Item(self._new_id("item"), "assistant", status="in_progress"), start.spoken
+        self.response = response = Response(start.response_id, item, spoken, asked.conversation == "auto", start.voice, asked.metadata)
         self._send("response.created", response=self._response("in_progress"))
         self._send("response.output_item.added", response_id=response.id, output_index=0, item=item.as_dict())
         if response.in_conversation:
@@ -375,27 +408,7 @@ class RealtimeSession:
         item.content.append(Content("output_audio" if spoken else "output_text"))
         part = {"type": "audio", "transcript": ""} if spoken else {"type": "text", "text": ""}
         self._send("response.content_part.added", **response.where, part=part)
-        self.out.append(StartReply(response.id, messages, pcm, images, voice, None if limit == "inf" else limit, spoken))
-
-    def _history(self, instructions: str) -> tuple[list[dict], bytes, list[bytes]]:
-        """Everything said, as messages; sound and pictures of what the user has said since the last reply."""
-        messages = [{"role": "system", "content": instructions}] if instructions else []
-        parts: list[Content] = []
-        for item in self.items:
-            if item.role == "assistant" and not item.text:
-                continue  # interrupted before it had begun
-            if messages and messages[-1]["role"] == item.role:
-                messages[-1]["content"] = "\n\n".join(filter(None, (messages[-1]["content"], item.text)))
-            else:
-                messages.append({"role": item.role, "content": item.text})
-                parts = []
-            parts += item.content
-        if not messages or messages[-1]["role"] != "user":
-            raise ProtocolError("there is nothing to answer: the conversation must end with a user's item", "nothing_to_answer")
-        pcm = b"".join(part.pcm for part in parts)[-1000 * MAX_UTTERANCE_S * BYTES_PER_MS:]
-        if pcm:  # it hears the words: they are not to be read as well
-            messages[-1]["content"] = "\n\n".join(part.text for part in parts if part.text and part.type == "input_text")
-        return messages, pcm, [part.image for part in parts if part.image]
+        self.out.append(start)
 
     def _response(self, status: str, details: dict | None = None, usage: Usage | None = None) -> dict:
         response = self.response
@@ -433,6 +446,30 @@ class RealtimeSession:
             for earlier in self.items[:self.items.index(item)] if item in self.items else ():
                 for content in earlier.content:
                     content.pcm = content.image = b""
+
+
+def history(items: Sequence[Item], instructions: str) -> tuple[list[dict], bytes, list[bytes]]:
+    """Everything said in `items`, as messages; sound and pictures of what the user has said since the last reply.
+
+    ProtocolError when there is nothing to answer.
+    """
+    messages = [{"role": "system", "content": instructions}] if instructions else []
+    parts: list[Content] = []
+    for item in items:
+        if item.role == "assistant" and not item.text:
+            continue  # interrupted before it had begun
+        if messages and messages[-1]["role"] == item.role:
+            messages[-1]["content"] = "\n\n".join(filter(None, (messages[-1]["content"], item.text)))
+        else:
+            messages.append({"role": item.role, "content": item.text})
+            parts = []
+        parts += item.content
+    if not messages or messages[-1]["role"] != "user":
+        raise ProtocolError("there is nothing to answer: the conversation must end with a user's item", "nothing_to_answer")
+    pcm = b"".join(part.pcm for part in parts)[-1000 * MAX_UTTERANCE_S * BYTES_PER_MS:]
+    if pcm:  # it hears the words: they are not to be read as well
+        messages[-1]["content"] = "\n\n".join(part.text for part in parts if part.text and part.type == "input_text")
+    return messages, pcm, [part.image for part in parts if part.image]
 
 
 def heard_share(text: str, share: float) -> str:

@@ -58,6 +58,17 @@ class Microphone:
     def in_speech(self) -> bool:
         return self.listener is not None and self.listener.detector.in_speech
 
+    @property
+    def pause_ms(self) -> int | None:
+        """Where the utterance that is going on ends, should its speaker say no more; None while there is no telling."""
+        at_ms = None if self.listener is None else self.listener.detector.pause_ms
+        return None if at_ms is None else self._end_ms(at_ms)
+
+    def so_far(self, end_ms: int) -> bytes:
+        """The sound of the utterance that is going on, up to there."""
+        start, end = ((ms - self.first_ms) * BYTES_PER_MS for ms in (self.start_ms, end_ms))
+        return bytes(self.pcm[start:end])
+
     def append(self, pcm: bytes) -> list[SpeechStarted | Utterance]:
         """Hear a packet of any number of bytes. SpeechStarted.at_ms then includes the prefix that was asked for."""
         self.pcm += pcm
@@ -74,15 +85,18 @@ class Microphone:
         return results
 
     def _note(self, event) -> SpeechStarted | Utterance:
-        at_ms = self.listening_since_ms + event.at_ms
         if isinstance(event, SpeechStarted):
+            at_ms = self.listening_since_ms + event.at_ms
             self.start_ms = max(at_ms - self.detection["prefix_padding_ms"], self.first_ms)
             return SpeechStarted(self.start_ms, event.barge_in)
-        return self._utterance(min(at_ms + TAIL_MS, self.now_ms))
+        return self._utterance(self._end_ms(event.at_ms))
+
+    def _end_ms(self, at_ms: int) -> int:
+        """Where an utterance is cut off whose speech, by the listener's clock, has ended there."""
+        return min(self.listening_since_ms + at_ms + TAIL_MS, self.now_ms)
 
     def _utterance(self, end_ms: int) -> Utterance:
-        start, end = ((ms - self.first_ms) * BYTES_PER_MS for ms in (self.start_ms, end_ms))
-        utterance = Utterance(bytes(self.pcm[start:end]), end_ms)
+        utterance = Utterance(self.so_far(end_ms), end_ms)
         self.start_ms = None
         self._forget(end_ms)
         return utterance

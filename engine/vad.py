@@ -23,6 +23,7 @@ CONTEXT = 64  # samples of the chunk before that the model sees again
 HYSTERESIS = 0.15  # speech goes on until the probability is this far below the threshold
 MIN_SPEECH_MS = 64  # shorter sounds are no speech
 BARGE_IN_MS = 200  # the same while the model speaks
+PAUSE_MS = 192  # so much silence may become the end of the turn
 SPEAKING_MARGIN = 0.15  # how much the threshold rises while the model speaks, and stays above what the echo reaches
 MAX_THRESHOLD = 0.95
 ECHO_RATE = 0.03  # of the running mean of the echo's probabilities: it follows within a second
@@ -58,6 +59,11 @@ class TurnDetector:
     @property
     def now_ms(self) -> int:
         return self.chunks * CHUNK_MS
+
+    @property
+    def pause_ms(self) -> int | None:
+        """Where the speech ends if the silence that is going on, of PAUSE_MS or more, turns out to be its end."""
+        return self.now_ms - self.pause * CHUNK_MS if self.in_speech and self.pause * CHUNK_MS >= PAUSE_MS else None
 
     def level(self, model_speaks: bool) -> float:
         """The probability that counts as speech at present."""

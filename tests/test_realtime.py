@@ -1,11 +1,12 @@
 """The Realtime protocol without sockets or model: scripted speech probabilities, replies spoken by the test."""
 import base64
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from engine.realtime import CancelReply, RealtimeSession, StartReply, Transcribe, Usage, heard_share
+from engine.realtime import CancelReply, Prepare, RealtimeSession, StartReply, Transcribe, Usage, heard_share
 from engine.realtime_events import MAX_TEXT, ProtocolError
 from engine.realtime_mic import LOOK_BACK_MS
 
@@ -102,9 +103,9 @@ def test_a_spoken_turn_is_found_committed_and_answered():
     session = new_session(audio={"input": {"transcription": {"model": "any"}}})
     assert say(session, SILENCE, 1000) == []
     out = say(session, SPEECH, 800) + say(session, SILENCE, 800)
-    assert types(out) == ["input_audio_buffer.speech_started", "input_audio_buffer.speech_stopped", "input_audio_buffer.committed",
-                          "conversation.item.added", "conversation.item.done", "Transcribe", *BEGIN]
-    started, stopped, committed = out[:3]
+    assert types(out) == ["input_audio_buffer.speech_started", "Prepare", "input_audio_buffer.speech_stopped",
+                          "input_audio_buffer.committed", "conversation.item.added", "conversation.item.done", "Transcribe", *BEGIN]
+    started, _, stopped, committed = out[:4]
     assert 620 <= started["audio_start_ms"] <= 740 and 1780 <= stopped["audio_end_ms"] <= 1960
     assert started["item_id"] == stopped["item_id"] == committed["item_id"]
     start, transcribe = only(out, StartReply), only(out, Transcribe)
@@ -119,6 +120,37 @@ def test_a_spoken_turn_is_found_committed_and_answered():
     assert session.items[0].num_bytes == 0
     later = ask(session, "And you?")[-1]
     assert later.messages[0]["content"] == "hello there" and later.pcm == b""
+
+
+def test_a_reply_is_prepared_in_the_pause_that_may_end_the_turn():
+    session = new_session()
+    ask(session, "Wait.", output_modalities=["text"])
+    session.finished(session.response.id, Usage(), True)
+    out = say(session, SPEECH, 600) + say(session, SILENCE, 160)
+    assert types(out) == ["input_audio_buffer.speech_started"], "a pause as short as this is none"
+    first = only(say(session, SILENCE, 140), Prepare).start
+    assert first.response_id == "" and first.messages[-1] == {"role": "user", "content": "Wait."}
+    assert 600 < len(first.pcm) / 48 < 800  # the speech and a little more
+    assert types(say(session, SPEECH, 300)) == ["Discard"], "speech goes on"
+    out = say(session, SILENCE, 700)
+    second, start = only(out, Prepare).start, only(out, StartReply)
+    assert types(out)[0] == "Prepare" and types(out)[-1] == "StartReply" and "Discard" not in types(out)
+    assert replace(start, response_id="") == second != first and len(second.pcm) > len(first.pcm)
+
+
+def test_what_nobody_waits_for_is_not_prepared():
+    silent = {"type": "server_vad", "create_response": False}
+    session = new_session(audio={"input": {"turn_detection": silent}})
+    assert "Prepare" not in types(say(session, SPEECH, 600) + say(session, SILENCE, 700))
+    session = new_session(audio={"input": {"turn_detection": {"type": "server_vad", "interrupt_response": False}}})
+    ask(session)
+    assert "Prepare" not in types(say(session, SPEECH, 600) + say(session, SILENCE, 700)), "a reply is going on"
+    session = new_session()
+    assert only(say(session, SPEECH, 600) + say(session, SILENCE, 300), Prepare)
+    assert types(tell(session, "input_audio_buffer.clear") + say(session, SILENCE, 20)) == ["input_audio_buffer.cleared", "Discard"]
+    assert only(say(session, SPEECH, 600) + say(session, SILENCE, 300), Prepare)
+    tell(session, "session.update", session={"type": "realtime", "audio": {"input": {"turn_detection": silent}}})
+    assert types(say(session, SILENCE, 100)) == ["Discard"]
 
 
 def test_barge_in_while_the_reply_is_made():

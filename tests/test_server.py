@@ -214,6 +214,42 @@ def test_a_spoken_call_with_barge_in(world):
     assert kinds(events).count("conversation.item.input_audio_transcription.completed") >= 1
 
 
+def test_the_reply_is_begun_while_the_speaker_pauses(world, monkeypatch):
+    address, spoken, service = world
+    pause, silence = np.zeros(24 * 320, np.float32), np.zeros(24_000, np.float32)
+    begun, reply, ear = [], service.reply, service.chat.sensevoice.transcribe
+    monkeypatch.setattr(service, "reply", lambda *args: begun.append(reply(*args)) or begun[-1])
+    heard = []
+    monkeypatch.setattr(service.chat, "written", {})
+    monkeypatch.setattr(service.chat.sensevoice, "transcribe", lambda *args: heard.append(args) or ear(*args))
+
+    async def call():
+        events = []
+        realtime = openai.AsyncOpenAI(api_key="none", base_url=f"http://{address}/v1")
+        async with realtime.realtime.connect(model="any") as connection:
+            await send_sound(connection, np.concatenate([silence, spoken, pause]))
+            while not begun:
+                await asyncio.sleep(0.01)
+            await send_sound(connection, spoken)  # no, there is more to say
+            while begun[0].finish is None and not begun[0].stream.job.over:
+                await asyncio.sleep(0.01)
+            await send_sound(connection, pause)
+            while len(begun) < 2 or begun[1].stream.queue.empty():
+                await asyncio.sleep(0.01)
+            assert "input_audio_buffer.speech_stopped" not in kinds(events)
+            await send_sound(connection, silence)
+            return (await until(connection, "response.done", events))[-1].response
+
+    done = asyncio.run(call())
+    assert done.output[0].content[0].transcript == begun[1].text.strip() and len(begun) == 2, "it is not begun a third time"
+    assert begun[0].text == "" and len(begun[1].request.prompt_ids[0]) > len(begun[0].request.prompt_ids[0])
+    assert 0 < begun[1].asked - begun[1].began < 5 and len(heard) == 2, "the caption is what was read already"
+    deadline = time.monotonic() + 5
+    while service.worker.jobs or service.worker.waiting:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def test_typed_turns_remember_and_can_be_cancelled(world):
     async def call():
         realtime = openai.AsyncOpenAI(api_key="none", base_url=f"http://{world[0]}/v1")

@@ -8,18 +8,31 @@ import json
 import logging
 import time
 import uuid
+from dataclasses import dataclass, replace
 
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 
 from engine.api.limits import TokenBucket
-from engine.api.service import Question, Service
-from engine.realtime import CancelReply, RealtimeSession, StartReply, Transcribe
+from engine.api.service import Question, Reply, Service
+from engine.realtime import CancelReply, Discard, Prepare, RealtimeSession, StartReply, Transcribe
 from engine.realtime_events import ProtocolError
 from engine.vad import SileroVAD
 from model.config import INPUT_RATE
 
 log = logging.getLogger(__name__)
 NORMAL, POLICY, TRY_LATER = 1000, 1008, 1013  # close codes of RFC 6455
+
+
+@dataclass
+class Prepared:
+    """A reply that was begun before it was asked for."""
+    start: StartReply
+    reply: "asyncio.Task[Reply]"
+
+    def discard(self) -> None:
+        self.reply.cancel()
+        if self.reply.done() and not self.reply.cancelled() and self.reply.exception() is None:
+            self.reply.result().close()
 
 
 class Call:
@@ -30,6 +43,7 @@ class Call:
         self.session = RealtimeSession(uuid.uuid4().hex[:12], service.model_id, service.voices, SileroVAD)
         self.lock, self.gone = asyncio.Lock(), asyncio.Event()
         self.replies: dict[str, asyncio.Task] = {}
+        self.prepared: Prepared | None = None
         self.tasks: set[asyncio.Task] = set()
         self.messages = TokenBucket(self.limits.messages_per_s, 4 * self.limits.messages_per_s)
         self.bytes = TokenBucket(self.limits.bytes_per_s, 2 * self.limits.message_bytes)
@@ -51,6 +65,7 @@ class Call:
         except (WebSocketDisconnect, asyncio.TimeoutError):  # it has left while it was written to, or reads too slowly
             log.info("call %s: the client left or did not read", self.session.id)
         finally:
+            self._discard()
             for task in self.tasks:
                 task.cancel()
             await asyncio.gather(*self.tasks, return_exceptions=True)
@@ -78,8 +93,14 @@ class Call:
             for one in sorted(out, key=lambda one: isinstance(one, Transcribe)):
                 if isinstance(one, dict):
                     await self._send(one)
+                elif isinstance(one, Prepare):
+                    self._discard()
+                    if self.service.worker.has_room:  # somebody else's reply is surely wanted, this one is not
+                        self.prepared = Prepared(one.start, asyncio.create_task(self._begin(one.start)))
+                elif isinstance(one, Discard):
+                    self._discard()
                 elif isinstance(one, StartReply):
-                    self.replies[one.response_id] = self._spawn(self._reply(one))
+                    self.replies[one.response_id] = self._spawn(self._reply(one, self._take_prepared(one)))
                 elif isinstance(one, CancelReply):
                     self.replies[one.response_id].cancel()
                 else:
@@ -108,11 +129,27 @@ class Call:
 
     # ---- commands
 
-    async def _reply(self, start: StartReply) -> None:
+    def _discard(self) -> None:
+        if self.prepared is not None:
+            self.prepared.discard()
+            self.prepared = None
+
+    def _take_prepared(self, start: StartReply) -> "asyncio.Task[Reply] | None":
+        """What was prepared, if it is this reply."""
+        if self.prepared is None or self.prepared.start != replace(start, response_id=""):
+            return self._discard()
+        reply, self.prepared = self.prepared.reply, None
+        return reply
+
+    async def _begin(self, start: StartReply) -> Reply:
         began = time.perf_counter()
+        return self.service.reply(await self.service.encode(self._request, start), start.spoken, began)
+
+    async def _reply(self, start: StartReply, prepared: "asyncio.Task[Reply] | None") -> None:
+        asked = time.perf_counter()
         try:
-            request = await self.service.encode(self._request, start)
-            reply = self.service.reply(request, start.spoken, began)
+            reply = await (prepared or self._begin(start))
+            reply.asked = asked
             try:
                 async for text, pcm in reply:
                     await self._act(self.session.piece, start.response_id, text, pcm)

@@ -201,10 +201,13 @@ class Service:
 
 
 class Reply:
-    """One reply being generated: `async for text, pcm in reply` (either may be empty), then `usage()` and `complete`. Close it."""
+    """One reply being generated: `async for text, pcm in reply` (either may be empty), then `usage()` and `complete`. Close it.
+
+    began: when work on it was; asked: when it was asked for, which is later for a reply that was prepared.
+    """
 
     def __init__(self, service: Service, request: Request, spoken: bool, began: float):
-        self.service, self.request, self.spoken, self.began = service, request, spoken, began
+        self.service, self.request, self.spoken, self.began, self.asked = service, request, spoken, began, began
         self.stream = FrameStream(service.worker, request)
         self.finish: Finish | None = None
         self.text, self.text_tokens, self.frames = "", 0, 0
@@ -212,7 +215,7 @@ class Reply:
     async def __aiter__(self):
         metrics, eos = self.service.metrics, self.service.chat.config.eos_token_id
         async for frame in self.stream:
-            now = time.perf_counter() - self.began
+            now = time.perf_counter() - self.asked
             self.finish = frame.finish
             if frame.token is not None:
                 self.text_tokens += 1

@@ -46,6 +46,11 @@ class Worker:
     def alive(self) -> bool:
         return self.thread.is_alive()
 
+    @property
+    def has_room(self) -> bool:
+        """Whether a request would be begun at once."""
+        return not self.waiting and self.engine.num_free > 0
+
     def start(self) -> None:
         self.thread.start()
 
