@@ -12,10 +12,12 @@ import httpx
 import numpy as np
 import openai
 import pytest
+import soundfile as sf
 from live_server import NANO, load_nano_with_senses, make_service, serve, speak
 from PIL import Image
 
 from model.audio import encode_audio, read_audio, to_pcm16
+from scripts import bench_call
 
 WEB = httpx.Client(timeout=60)  # one for all: making one takes longer than most requests
 QUESTION = [{"role": "user", "content": "What color is the sky?"}]
@@ -248,6 +250,19 @@ def test_the_reply_is_begun_while_the_speaker_pauses(world, monkeypatch):
     while service.worker.jobs or service.worker.waiting:
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_a_callers_wait_is_timed(world, tmp_path, capsys):
+    question = tmp_path / "question.wav"
+    sf.write(question, world[1], 24_000)
+    assert bench_call.main([f"http://{world[0]}", str(question), "--calls", "2"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert len(result["records"]) == result["calls"] == 2
+    for record in result["records"]:
+        assert 300 < record["noticed_ms"] < record["sound_ms"] < 10_000, "500 ms of silence, from the last loud sample on"
+        assert record["ours_ms"] == pytest.approx(record["sound_ms"] - record["noticed_ms"])
+    sf.write(question, np.zeros(24_000), 24_000)
+    assert bench_call.main([f"http://{world[0]}", str(question)]) == 2 and "silent" in capsys.readouterr().err
 
 
 def test_typed_turns_remember_and_can_be_cancelled(world):
