@@ -101,11 +101,13 @@ class Response:
 
 @dataclass
 class RealtimeSession:
-    """One client's session. new_vad makes a speech model for it (see vad.Listener); the first of `voices` is the default."""
+    """One client's session. new_vad makes a speech model for it (see vad.Listener); the first of `voices` is the default, stand_ins as in
+    match_voice."""
     id: str
     model: str
     voices: Sequence[str]
     new_vad: Callable
+    stand_ins: Sequence[str] = ()
     items: list[Item] = field(default_factory=list)
     response: Response | None = None
 
@@ -263,7 +265,7 @@ class RealtimeSession:
         if wanted is None:
             return None
         try:
-            return match_voice(self.voices, wanted.id if isinstance(wanted, VoiceId) else wanted)
+            return match_voice(self.voices, wanted.id if isinstance(wanted, VoiceId) else wanted, self.stand_ins)
         except ValueError as error:
             raise ProtocolError(str(error), param=param) from error
 

@@ -78,15 +78,17 @@ def pick_voice(voices: dict[str, Voice], name: str | None) -> Voice:
     return voices[name]
 
 
-def match_voice(names: Sequence[str], wanted: str) -> str:
+def match_voice(names: Sequence[str], wanted: str, stand_ins: Sequence[str] = ()) -> str:
     """The voice of `names` that a client of OpenAI's protocols means; ValueError lists the known ones.
 
-    Such clients name one of OpenAI's voices unless told otherwise: each stands for one of ours, always the same.
+    Such clients name one of OpenAI's voices unless told otherwise: each stands for one of `stand_ins` (of `names`, if there are none),
+    always the same.
     """
     if wanted in names or wanted == NO_VOICE.name:
         return wanted
-    if wanted in OPENAI_VOICES and names:
-        return names[OPENAI_VOICES.index(wanted) % len(names)]
+    stand_ins = stand_ins or names
+    if wanted in OPENAI_VOICES and stand_ins:
+        return stand_ins[OPENAI_VOICES.index(wanted) % len(stand_ins)]
     raise ValueError(f"unknown voice {wanted[:40]!r}; choose from {', '.join([*names, NO_VOICE.name])}")
 
 

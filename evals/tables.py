@@ -173,7 +173,7 @@ def cloning(examinee: Examinee, plan: Plan) -> Table:
         known = {"campplus cosine": published.CLONING_COSINE[plan.variant]} if plan.released and group == "all seen" else {}
         return Row(group, sum(len(samples[name]) for name in names), figures, known)
 
-    rows = [row("all seen", list(chat.voices)), *([row("all unseen", list(unseen))] if unseen else []),
+    rows = [row("all seen", [name for name in voices if name not in unseen]), *([row("all unseen", list(unseen))] if unseen else []),
             *(row(f"{name} ({'unseen' if name in unseen else 'seen'})", [name]) for name in voices)]
     if not unseen:
         missing.append(f"No unseen voice: {plan.pack / UNSEEN_FILE} is missing (nano: flite and CAM++ make one).")

@@ -17,14 +17,15 @@ from model.config import SAMPLE_RATE
 from model.encoders import CAMPPlus
 from model.mimi import Mimi
 from nano.mimi_targets import Analyser
-from nano.speech import MAIN_VOICE, RATE, TRAIN_VOICES, Utterance, synthesise
+from nano.speech import MAIN_VOICE, RATE, TRAIN_VOICES, UNSEEN_VOICE, Utterance, synthesise
 
 TEXT = "My sister reads a good book in the garden, and my brother listens to music."
 SPEAKER_SIZE = 192
 # the chat takes the first one unless another is named
 BUILT_IN = {voice: Utterance(TEXT, voice) for voice in sorted(TRAIN_VOICES, key=lambda name: name != MAIN_VOICE)}
-UNSEEN = {"kal16": Utterance(TEXT, "kal16"), "slt-deep": Utterance(TEXT, "slt", pitch=0.87),
-          "rms-high": Utterance(TEXT, "rms", pitch=1.15), "awb-high": Utterance(TEXT, "awb", pitch=1.06)}
+# a synthesiser's voice of its own, and the known ones shifted by what lies between two of nano.speech's STRANGERS
+UNSEEN = {UNSEEN_VOICE: Utterance(TEXT, UNSEEN_VOICE)} | {
+    f"{voice}-{name}": Utterance(TEXT, voice, pitch=pitch) for voice in TRAIN_VOICES for name, pitch in (("deep", 0.87), ("high", 1.15))}
 
 
 def load_codec(path, device):

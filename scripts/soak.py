@@ -3,9 +3,11 @@
 - Every question's reply is known from asking it alone; a caller must never get another question's: no cross-talk.
 - At the end no session, queue or row may be left, and the server's memory must not have grown (--pid) by more than a tenth since the
   first waves.
-- The last line is JSON; exit code 1 when something was wrong. Questions are typed: a pack without SenseVoice will do.
+- Questions are typed: a pack without SenseVoice will do. With --audio others are spoken, by callers who pause, so that a reply is begun,
+  and then go on speaking or hang up.
+- The last line is JSON; exit code 1 when something was wrong.
 
-    python -m scripts.soak http://127.0.0.1:7860 --minutes 10 --pid $(pgrep -f web_demo_omni)
+    python -m scripts.soak http://127.0.0.1:7860 --pid $(pgrep -f web_demo_omni) --audio model/nano/examples/audio-*.wav
 """
 import argparse
 import asyncio
@@ -17,7 +19,13 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import websockets
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np  # noqa: E402  (the root has to be importable first)
+import websockets  # noqa: E402
+
+from model.audio import read_audio, to_pcm16  # noqa: E402
+from model.config import SAMPLE_RATE  # noqa: E402
 
 QUESTIONS = {  # typed question: greedy, the answer is the same whoever else is being answered
     "What color is the sky?", "What is the opposite of hot?", "How much is two plus two?", "What is the opposite of big?",
@@ -25,18 +33,26 @@ QUESTIONS = {  # typed question: greedy, the answer is the same whoever else is 
 JUNK = ("", "{", "[]", "null", '{"type": "no.such.event"}', '{"type": "response.cancel"}', '{"type": 3}', "\x00" * 50,
         '{"type": "input_audio_buffer.append", "audio": "!"}', '{"type": "conversation.item.delete", "item_id": "x"}')
 KINDS = ("good", "good", "good", "rude", "slow", "gone")
+HESITANT = "hesitant"
+PAUSE_S = 0.35  # long enough for a reply to be begun, too short to be the end of the turn
+PACKET = SAMPLE_RATE // 5
 SETTLED_WAVES = 3  # after which memory is first read: caches and threads are there
 
 
 class Caller:
-    """One call. kind: good, rude (broken messages), slow (does not read), gone (hangs up in the middle of the reply)."""
+    """One call. kind: good, rude (broken messages), slow (does not read), gone (hangs up in the middle of the reply), hesitant.
 
-    def __init__(self, url: str, question: str, kind: str, rng: random.Random):
-        self.url, self.question, self.kind, self.rng = url, question, kind, rng
+    wav: (S,) float32 at 24 kHz, what a hesitant one says.
+    """
+
+    def __init__(self, url: str, question: str, kind: str, rng: random.Random, wav: np.ndarray | None = None):
+        self.url, self.question, self.kind, self.rng, self.wav = url, question, kind, rng, wav
 
     async def run(self) -> str | None:
         """The reply's text; None for a call that was not to have a whole one."""
         async with websockets.connect(self.url, max_size=None, open_timeout=60, close_timeout=5) as socket:
+            if self.kind == HESITANT:
+                return await self.hesitate(socket)
             await self.send(socket, "session.update", session={"type": "realtime", "audio": {"input": {"turn_detection": None}}})
             if self.kind == "rude":
                 for _ in range(20):
@@ -48,6 +64,18 @@ class Caller:
             await self.send(socket, "conversation.item.create", item={"type": "message", "role": "user", "content": content})
             await self.send(socket, "response.create")
             return await self.listen(socket)
+
+    async def hesitate(self, socket) -> None:
+        """Speak, pause, speak and pause; then hang up, or wait for the reply."""
+        silence = np.zeros(round(PAUSE_S * SAMPLE_RATE), np.float32)
+        stays = self.rng.random() < 0.5
+        pcm = to_pcm16(np.concatenate([silence, self.wav, silence, self.wav, silence] + [silence] * 4 * stays))
+        for start in range(0, len(pcm), 2 * PACKET):
+            sound = base64.b64encode(pcm[start:start + 2 * PACKET]).decode()
+            await self.send(socket, "input_audio_buffer.append", audio=sound)
+            await asyncio.sleep(self.rng.random() * 0.1)
+        if stays:
+            await self.listen(socket)
 
     async def send(self, socket, type: str, **fields) -> None:
         await socket.send(json.dumps({"type": type, **fields}))
@@ -67,6 +95,8 @@ class Caller:
                     await asyncio.sleep(self.rng.random() * 0.2)
             elif event["type"] == "response.done":
                 status = event["response"]["status"]
+                if status == "cancelled" and self.kind == HESITANT:  # its clip ends in silence: the turn was over, and speech cut in
+                    continue
                 if status not in ("completed", "incomplete"):
                     raise RuntimeError(f"a reply ended as {status}: {event['response'].get('status_details')}")
                 return text.strip()
@@ -81,8 +111,8 @@ def rss_mib(pid: int) -> float:
     raise RuntimeError(f"process {pid} has no memory: it has ended")
 
 
-async def soak(address: str, seconds: float, wave: int, pid: int | None, seed: int) -> dict:
-    rng = random.Random(seed)
+async def soak(address: str, seconds: float, wave: int, pid: int | None, seed: int, wavs: list[np.ndarray]) -> dict:
+    rng, kinds = random.Random(seed), (*KINDS, *[HESITANT] * (2 if wavs else 0))
     url = f"ws{address.removeprefix('http')}/v1/realtime"
     questions = sorted(QUESTIONS)
     replies: dict[str, Counter] = {question: Counter() for question in questions}
@@ -91,7 +121,7 @@ async def soak(address: str, seconds: float, wave: int, pid: int | None, seed: i
         replies[question][await Caller(url, question, "good", rng).run()] += 1
     began = time.monotonic()
     while time.monotonic() - began < seconds:
-        callers = [Caller(url, rng.choice(questions), rng.choice(KINDS), rng) for _ in range(wave)]
+        callers = [Caller(url, rng.choice(questions), rng.choice(kinds), rng, rng.choice(wavs) if wavs else None) for _ in range(wave)]
         results = await asyncio.gather(*(caller.run() for caller in callers), return_exceptions=True)
         for caller, result in zip(callers, results):
             counts[caller.kind] += 1
@@ -139,9 +169,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--wave", type=int, default=8, help="calls at the same time")
     parser.add_argument("--pid", type=int, help="the server's process, to watch its memory")
+    parser.add_argument("--audio", nargs="*", default=[], help="spoken questions, for callers who hesitate")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    report = asyncio.run(soak(args.address.rstrip("/"), 60 * args.minutes, args.wave, args.pid, args.seed))
+    wavs = [read_audio(path, SAMPLE_RATE) for path in args.audio]
+    report = asyncio.run(soak(args.address.rstrip("/"), 60 * args.minutes, args.wave, args.pid, args.seed, wavs))
     print(json.dumps(report))
     return 0 if report["ok"] else 1
 

@@ -75,6 +75,7 @@ def test_all_tables_and_the_page(pack, tmp_path, capsys):
     assert tables["t2a"]["samples"] == replies, "a reply that two tables need is generated once"
     groups = [row["group"] for row in tables["cloning"]["rows"]]
     assert groups == ["all seen", "all unseen", "ann (seen)", "bob (seen)", "eve (unseen)"]
+    assert [row["n"] for row in tables["cloning"]["rows"]] == [4, 2, 2, 2, 2], "two questions for each voice, each in one group"
     assert -1 <= tables["cloning"]["rows"][0]["campplus cosine"]["value"] <= 1
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
     sounds = re.findall(r"data:audio/mpeg;base64,([^\"]+)", page)

@@ -12,8 +12,10 @@ from engine.chat import Chat, find_weights, listen, read_image
 from engine.voices import pick_voice
 from evals.asr import load_recogniser
 from evals.eval_nano import HELDOUT, ask, read_questions
+from evals.eval_voices import decode_references, judge
 from evals.metrics import wer, words
-from model.audio import read_audio
+from evals.speakers import load_speaker_encoder
+from model.audio import read_audio, resample
 from model.checkpoint import load_weights
 from model.config import INPUT_RATE, NUM_CODEBOOKS, SAMPLE_RATE, OmniConfig
 from model.encoders import SenseVoice
@@ -114,11 +116,16 @@ def test_it_sees(chat):
     assert sum(right) >= len(right) / 2 >= 2, right
 
 
-def test_every_voice_of_the_pack_speaks(chat):
+def test_every_voice_of_the_pack_speaks_and_is_told_from_the_others(chat):
+    encoder, spoken = load_speaker_encoder("campplus", PACK), {}
     for name in chat.voices:
         answer = listen(lambda: chat.reply([{"role": "user", "content": "What color is the sky?"}], params(chat),
                                            pick_voice(chat.voices, name), generator=torch.Generator().manual_seed(0)), params(chat))
         assert answer.ended and "blue" in answer.text and 0.5 < answer.audio_s < 10, (name, answer.text, answer.audio_s)
+        spoken[name] = [resample(answer.wav, SAMPLE_RATE, INPUT_RATE)]
+    right = {name: found["right"] for name, found in judge(encoder, decode_references(chat, chat.voices), spoken).items()}
+    kinds = {kind: [right[name] for name, voice in chat.voices.items() if voice.kind == kind] for kind in ("built-in", "unseen")}
+    assert len(kinds["built-in"]) == 3 and sum(kinds["built-in"]) >= 2 and len(kinds["unseen"]) == 7 and sum(kinds["unseen"]) >= 5, right
 
 
 def test_the_held_out_questions_are_not_what_it_was_taught():

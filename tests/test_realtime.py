@@ -264,6 +264,13 @@ def test_settings_are_answered_with_what_is_done():
     assert session.settings == before
 
 
+def test_openais_voices_are_those_the_model_knows_well():
+    session = RealtimeSession("s", "minimind-o", ["ann", "bob", "cloned"], fake_vad, stand_ins=["ann"])
+    for wanted, voice in (("marin", "ann"), ("ash", "ann"), ("cloned", "cloned")):
+        out = tell(session, "session.update", session={"type": "realtime", "audio": {"output": {"voice": wanted}}})
+        assert only(out, "session.updated")["session"]["audio"]["output"]["voice"] == voice
+
+
 def test_items_are_made_placed_fetched_and_deleted():
     session = new_session()
     text = {"type": "input_text", "text": "one"}

@@ -40,7 +40,7 @@ class Call:
 
     def __init__(self, socket: WebSocket, service: Service):
         self.socket, self.service, self.limits = socket, service, service.limits
-        self.session = RealtimeSession(uuid.uuid4().hex[:12], service.model_id, service.voices, SileroVAD)
+        self.session = RealtimeSession(uuid.uuid4().hex[:12], service.model_id, service.voices, SileroVAD, service.stand_ins)
         self.lock, self.gone = asyncio.Lock(), asyncio.Event()
         self.replies: dict[str, asyncio.Task] = {}
         self.prepared: Prepared | None = None

@@ -80,6 +80,11 @@ class Service:
         """Names to choose from, the default first."""
         return list(self.chat.voices) or [NO_VOICE.name]
 
+    @property
+    def stand_ins(self) -> list[str]:
+        """The voices that OpenAI's stand for: those the model knows well, whatever else was cloned."""
+        return [name for name, voice in self.chat.voices.items() if voice.kind == "built-in"]
+
     def close(self) -> None:
         self.worker.stop()
         self.encoders.shutdown(cancel_futures=True)
@@ -159,7 +164,7 @@ class Service:
 
     def voice_named(self, name: str, param: str) -> str:
         try:
-            return match_voice(list(self.chat.voices), name)
+            return match_voice(list(self.chat.voices), name, self.stand_ins)
         except ValueError as error:
             raise ProtocolError(str(error), param=param) from error
 
