@@ -41,8 +41,9 @@ TURN_STEPS=${TURN_STEPS:-1200}
 THINK_STEPS=${THINK_STEPS:-4000}
 HEARD=${HEARD:-4500}                      # rows of each set of spoken questions that are written down
 READ_STEPS=${READ_STEPS:-500}
+SEE_STEPS=${SEE_STEPS:-5000}
 TALK_STEPS=${TALK_STEPS:-1400}
-TALKS=${TALKS:---askings 1 --conversations 4000 --typed 20000 --questions 24000 --spoken 6000 --heldout 120}  # sizes of their data
+TALKS=${TALKS:---askings 1 --conversations 4000 --typed 20000 --questions 120000 --spoken 6000 --heldout 120}  # sizes of their data
 FOREIGN=${FOREIGN:-0.5}                   # share of the further questions that festival and espeak-ng ask
 
 for program in flite $([ "$SENSES" = 1 ] && [ "$FOREIGN" != 0 ] && echo festival espeak-ng); do  # now, not after hours
@@ -177,10 +178,14 @@ if [ "$SENSES" = 1 ]; then
     step read      "$WORK/model/read_256.pth.done" stage read think 5e-4 "--mode thinker --question_mix 0.3 0.05 0.05 0.6 \
         --augment_share 0.3 --max_steps $READ_STEPS --warmup_steps 20" \
         heard_train heard_train a2a_train multi_train typed_train facts_train mix_train i2t_train
+    # pictures that it has not seen before, and enough of the rest that nothing is forgotten
+    step see       "$WORK/model/see_256.pth.done" stage see read 1e-3 "--mode thinker --question_mix 0.2 0.3 0.05 0.45 \
+        --augment_share 0.3 --max_steps $SEE_STEPS --warmup_steps 20" \
+        i2t_train typed_train facts_train heard_train a2a_train multi_train mix_train
     # the Talker has never stood behind a picture, a sound or a long talk: it would not end, or not begin
     step lent      "$WORK/data/lent_train/lent.parquet" $PYTHON -m nano.lend_speech "$WORK"/data/{a2a,multi,mix,i2t}_train \
         --speech "$WORK"/data/t2a_{train,sentences} --out "$WORK/data/lent_train"
-    step talk      "$WORK/model/talk_256.pth.done" stage talk read "$RATE" "$TALKER --mode talker --max_steps $TALK_STEPS \
+    step talk      "$WORK/model/talk_256.pth.done" stage talk see "$RATE" "$TALKER --mode talker --max_steps $TALK_STEPS \
         --warmup_steps 20" lent_train t2a_train t2a_sentences
     last=talk
 fi
