@@ -134,21 +134,26 @@ class Call:
             self.prepared.discard()
             self.prepared = None
 
-    def _take_prepared(self, start: StartReply) -> "asyncio.Task[Reply] | None":
+    def _take_prepared(self, start: StartReply) -> Prepared | None:
         """What was prepared, if it is this reply."""
         if self.prepared is None or self.prepared.start != replace(start, response_id=""):
             return self._discard()
-        reply, self.prepared = self.prepared.reply, None
-        return reply
+        prepared, self.prepared = self.prepared, None
+        return prepared
 
     async def _begin(self, start: StartReply) -> Reply:
         began = time.perf_counter()
         return self.service.reply(await self.service.encode(self._request, start), start.spoken, began)
 
-    async def _reply(self, start: StartReply, prepared: "asyncio.Task[Reply] | None") -> None:
+    async def _reply(self, start: StartReply, prepared: Prepared | None) -> None:
         asked = time.perf_counter()
         try:
-            reply = await (prepared or self._begin(start))
+            try:
+                reply = await (prepared.reply if prepared else self._begin(start))
+            except asyncio.CancelledError:  # perhaps in the moment in which it was begun
+                if prepared is not None:
+                    prepared.discard()
+                raise
             reply.asked = asked
             try:
                 async for text, pcm in reply:
