@@ -26,6 +26,7 @@ import websockets  # noqa: E402
 
 from model.audio import read_audio, to_pcm16  # noqa: E402
 from model.config import SAMPLE_RATE  # noqa: E402
+from model.refusal import INPUT_ERRORS, refuse  # noqa: E402
 
 QUESTIONS = {  # typed question: greedy, the answer is the same whoever else is being answered
     "What color is the sky?", "What is the opposite of hot?", "How much is two plus two?", "What is the opposite of big?",
@@ -172,8 +173,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--audio", nargs="*", default=[], help="spoken questions, for callers who hesitate")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    wavs = [read_audio(path, SAMPLE_RATE) for path in args.audio]
-    report = asyncio.run(soak(args.address.rstrip("/"), 60 * args.minutes, args.wave, args.pid, args.seed, wavs))
+    try:
+        wavs = [read_audio(path, SAMPLE_RATE) for path in args.audio]
+        report = asyncio.run(soak(args.address.rstrip("/"), 60 * args.minutes, args.wave, args.pid, args.seed, wavs))
+    except INPUT_ERRORS as error:  # a file that is no audio, or nobody at the address
+        return refuse(error)
     print(json.dumps(report))
     return 0 if report["ok"] else 1
 

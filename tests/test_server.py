@@ -17,7 +17,7 @@ from live_server import NANO, load_nano_with_senses, make_service, serve, speak
 from PIL import Image
 
 from model.audio import encode_audio, read_audio, to_pcm16
-from scripts import bench_call
+from scripts import bench_call, soak
 
 WEB = httpx.Client(timeout=60)  # one for all: making one takes longer than most requests
 QUESTION = [{"role": "user", "content": "What color is the sky?"}]
@@ -263,6 +263,13 @@ def test_a_callers_wait_is_timed(world, tmp_path, capsys):
         assert record["ours_ms"] == pytest.approx(record["sound_ms"] - record["noticed_ms"])
     sf.write(question, np.zeros(24_000), 24_000)
     assert bench_call.main([f"http://{world[0]}", str(question)]) == 2 and "silent" in capsys.readouterr().err
+
+
+def test_soak_refuses_a_file_that_is_no_audio_and_an_address_where_nobody_is(tmp_path, capsys):
+    for arguments, named in ((["--audio", str(tmp_path / "none.wav")], "none.wav"), ([], "127.0.0.1")):
+        assert soak.main(["http://127.0.0.1:9", *arguments]) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and named in said
 
 
 def test_typed_turns_remember_and_can_be_cancelled(world):
