@@ -4,6 +4,7 @@
   What a row samples therefore depends on nothing else in its batch, and is the same on every device.
 - No host sync, no data-dependent shape, no state: fit for a CUDA graph.
 """
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,22 @@ def pick(mass: Tensor, uniform: Tensor) -> Tensor:
     total = mass.cumsum(-1)
     chosen = (total <= uniform[..., None] * total[..., -1:]).sum(-1)
     return chosen.clamp(max=mass.shape[-1] - 1)  # only NaN logits come here: the id must still be one
+
+
+def falling_order(x: Tensor) -> Tensor:
+    """Indices (..., N) that sort the last dimension of x, the largest first."""
+    return _falling_order_on_cpu(x) if x.device.type == "cpu" else x.argsort(dim=-1, descending=True)
+
+
+@torch.library.custom_op("minimind_o::falling_order", mutates_args=())
+def _falling_order_on_cpu(x: Tensor) -> Tensor:
+    """By numpy, which sorts with vector instructions: 6400 logits in 0.2 ms, where torch takes 0.4 ms of a 7 ms step."""
+    return torch.from_numpy(np.argsort(-x.numpy(), axis=-1))
+
+
+@_falling_order_on_cpu.register_fake
+def _(x):
+    return x.new_empty(x.shape, dtype=torch.long)
 
 
 def penalize(logits: Tensor, recent: Tensor, penalty: float | Tensor) -> Tensor:
@@ -46,8 +63,9 @@ def sample_text(logits: Tensor, seen: Tensor, uniform: Tensor, temperature: Tens
     """
     penalty = penalty[:, None]
     logits = torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
-    ordered, order = (logits / temperature.clamp(min=1e-6)[:, None]).sort(dim=-1, descending=True)
-    mass = ordered.softmax(-1)
+    scaled = logits / temperature.clamp(min=1e-6)[:, None]
+    order = falling_order(scaled)
+    mass = scaled.gather(-1, order).softmax(-1)
     before = mass.cumsum(-1) - mass  # mass of the likelier ids; the first id always stays
     mass = mass.masked_fill(before >= top_p[:, None], 0)
     sampled = order.gather(-1, pick(mass, uniform)[:, None])[:, 0]

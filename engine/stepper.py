@@ -37,6 +37,7 @@ class Stepper:
         self.network, self.cache, self.rows, self.mimi, self.mimi_state, self.mode = network, cache, rows, mimi, mimi_state, mode
         self.slots = rows.active.shape[0]
         self.indices = torch.arange(self.slots, device=cache.pos.device)
+        self.views: dict[int, tuple] = {}  # of the first rows, by their number
         self.graphs: dict[tuple, tuple] = {}
         self.host: dict[tuple, Tensor] = {}
         # one memory pool for all graphs: they never run at once, and a result is copied before the next one starts
@@ -70,11 +71,14 @@ class Stepper:
         return self._to_host(key, self._replay(key) if self.pool else self.decode(*self._arguments(*key)))
 
     def _arguments(self, count: int, end: int, speak: bool) -> tuple:
-        codec = (self.mimi, self.mimi_state.first(count)) if speak else (None, None)
+        if count not in self.views:
+            self.views[count] = self.rows.first(count), self.indices[:count], self.mimi_state and self.mimi_state.first(count)
+        rows, indices, mimi_state = self.views[count]
+        codec = (self.mimi, mimi_state) if speak else (None, None)
         reach = self.positions[:max(end, 2)]  # the compiler takes a length of 1 for a constant
         if self.mode == "compile":
             torch._dynamo.mark_dynamic(reach, 0)
-        return self.network, self.cache, self.rows.first(count), self.indices[:count], reach, *codec
+        return self.network, self.cache, rows, indices, reach, *codec
 
     def _replay(self, key: tuple) -> Tensor:
         if key not in self.graphs:

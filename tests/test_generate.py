@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from engine.generate import GenerationParams, Reply, generate, generate_naive
-from engine.sampling import penalize, pick, sample_codes, sample_text
+from engine.sampling import falling_order, penalize, pick, sample_codes, sample_text
 from model.model_omni import OmniConfig
 from model.sequence import build_prompt
 
@@ -114,6 +114,13 @@ def test_prompt_longer_than_the_model_is_refused(golden):
     too_long = torch.zeros(9, model.config.max_position_embeddings + 1, dtype=torch.long)
     with pytest.raises(ValueError, match="KV cache holds"):
         next(generate(model, too_long, PARAMS))
+
+
+def test_order_is_falling_whatever_sorts():
+    logits = torch.randn(3, 4, 1000).round(decimals=1)  # with many that are equal
+    order = falling_order(logits)
+    assert order.dtype == torch.long and order.sort(dim=-1).values.equal(torch.arange(1000).expand(3, 4, -1)), "each id once"
+    assert logits.gather(-1, order).equal(logits.sort(dim=-1, descending=True).values)
 
 
 def draws_of_text(logits, **settings):
