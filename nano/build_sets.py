@@ -181,7 +181,7 @@ def paint(seed, heldout, folder, number):
 def t2a(args, corpus):
     """{name: conversations}."""
     found = {}
-    for part in ("train", "sentences", "words", "heldout"):
+    for part in ("train", "sentences", "mixed", "words", "heldout"):
         items = corpus[part]
         answers = [item["answer"] for item in items]
         said = voiced(answers, 1.0 if part == "heldout" else args.others, args.seed)
@@ -235,7 +235,7 @@ def more(args, corpus):
 def plan_sets(args):
     """{name: conversations} of all --sets; deterministic for a seed."""
     parts = {"train", "heldout"}
-    for name, more_parts in (("t2a", {"sentences", "words"}), ("multi", {"sentences"}), ("more", {"sentences", "questions"})):
+    for name, more_parts in (("t2a", {"sentences", "mixed", "words"}), ("multi", {"sentences"}), ("more", {"sentences", "questions"})):
         parts |= more_parts if name in args.sets else set()
     corpus = {part: read_jsonl(Path(args.corpus) / f"{part}.jsonl") for part in sorted(parts)}
     found = {}

@@ -4,7 +4,8 @@
 - A held-out pair's question and answer sentences occur nowhere in training; the fact and the form do, each with others.
 - Closed vocabulary: every answer word occurs in at least MIN_COUNT training answers.
 - Beside it, to be read aloud only: further sentences from the same words, since a Talker needs more of them than a Thinker needs facts;
-  and lists of words in no order, since one that has heard nothing but sentences learns what is usually said rather than what is written.
+  mixtures, sentences that go on as the facts' do but say something else; and lists of words in no order, since one that has heard nothing
+  but sentences learns what is usually said rather than what is written.
 - And, for a Thinker: further questions, more ways to ask for the same facts (nano/more_forms.py) and more little stories.
 - One seed decides everything: the same files on every machine.
 
@@ -34,6 +35,8 @@ NUM_MORE_READING = 450  # of each little story, among the further questions
 FACTS_OF_A_KIND = 1000  # of `facts`
 NO_FACTS = ("say after me", "reading", "comparison")  # kinds that are learnt from many examples
 NUM_SENTENCES = 20_000  # drawn, of those that are read aloud only; what the corpus says already is left out
+NUM_MIXED = 12_500
+MIXED_LENGTHS = range(3, 15)  # words
 NUM_WORD_LISTS = 6000
 WORD_LIST_LENGTHS = (1, 8)
 HELD_OUT_SHARE = 0.035  # of every kind, at least HELD_OUT_LEAST
@@ -136,6 +139,28 @@ def more_sentences(train, heldout, count=NUM_SENTENCES, seed=SEED):
     return list(found.values())
 
 
+def mixed_sentences(train, known, count=NUM_MIXED, seed=SEED):
+    """`count` pairs to repeat that say none of the sentences of the items `known`: walks over the answers that state facts, each word after
+    the two before it as in one of these (a Markov chain of second order: Shannon 1948, section 3). True or not, they begin and go on as
+    facts do, of which there are too few to learn how any sentence is spoken.
+    """
+    rng, end = random.Random(f"{seed} mixed"), None
+    answers = [item["answer"] for item in facts(train, rng)] + [item["answer"] for item in train if item["kind"] in NO_FACTS]
+    following = defaultdict(list)
+    for answer in answers:
+        for first, second, third in zip(*(([end, end, *answer.split(), end])[i:] for i in range(3))):
+            following[first, second].append(third)
+    said, found = {normalise(item[key]) for item in known for key in ("question", "answer")}, {}
+    while len(found) < count:
+        walk = [end, end]
+        while len(walk) < MIXED_LENGTHS.stop + 2 and (word := rng.choice(following[walk[-2], walk[-1]])) is not end:
+            walk.append(word)
+        text = " ".join(walk[2:])
+        if len(walk) - 2 in MIXED_LENGTHS and text[-1] in ".?" and normalise(text) not in said:
+            found[normalise(text)] = text
+    return [as_item(pair) for pair in sayings.repeated(sayings.Filler(rng), found.values())]
+
+
 def more_questions(train, heldout, seed=SEED):
     """Further pairs whose answers have the words of `train`: no question of its, and neither a question nor an answer of the held-out."""
     filler = sayings.Filler(random.Random(f"{seed} questions"))
@@ -182,7 +207,7 @@ def read_jsonl(path):
 
 def main():
     parser = argparse.ArgumentParser(description="Write the nano corpus: train.jsonl, heldout.jsonl, questions.jsonl with further pairs "
-                                     "and, to be read aloud, sentences.jsonl and words.jsonl.")
+                                     "and, to be read aloud, sentences.jsonl, mixed.jsonl and words.jsonl.")
     parser.add_argument("--out", default="out/nano/corpus")
     parser.add_argument("--seed", type=int, default=SEED)
     args = parser.parse_args()
@@ -191,6 +216,7 @@ def main():
     write_jsonl(heldout, Path(args.out) / "heldout.jsonl")
     sentences = more_sentences(train, heldout, seed=args.seed)
     write_jsonl(sentences, Path(args.out) / "sentences.jsonl")
+    write_jsonl(mixed_sentences(train, train + heldout + sentences, seed=args.seed), Path(args.out) / "mixed.jsonl")
     write_jsonl(word_lists(train, seed=args.seed), Path(args.out) / "words.jsonl")
     questions = more_questions(train, heldout, seed=args.seed)
     write_jsonl(questions, Path(args.out) / "questions.jsonl")

@@ -67,6 +67,24 @@ def test_more_sentences_are_new_and_of_known_words(built):
     assert all(item["question"].endswith(item["answer"]) for item in more), "the question says what is to be said"
 
 
+def test_mixed_sentences_are_new_and_go_on_as_taught_ones_do(built):
+    train, heldout = built
+    mixed = corpus.mixed_sentences(train, train + heldout, 500)
+    said = {corpus.normalise(item[part]) for item in train + heldout for part in ("question", "answer")}
+    taught = {three for item in train for three in triples(item["answer"])}
+    answers = [corpus.normalise(item["answer"]) for item in mixed]
+    assert len(set(answers)) == len(answers) == 500 and not said & set(answers)
+    assert mixed == corpus.mixed_sentences(train, train + heldout, 500) != corpus.mixed_sentences(train, train + heldout, 500, seed=1)
+    for item in mixed:
+        assert taught.issuperset(triples(item["answer"])) and len(item["answer"].split()) in corpus.MIXED_LENGTHS, item
+        assert item["question"].endswith(item["answer"]), "the question says what is to be said"
+
+
+def triples(text):
+    words = ["<", "<", *text.split(), ">"]
+    return list(zip(words, words[1:], words[2:]))
+
+
 def test_further_questions_are_new_answered_alike_and_of_known_words(built):
     train, heldout = built
     more = corpus.more_questions(train, heldout)

@@ -58,7 +58,7 @@ def test_one_voice_at_one_rate_asks_a_whole_conversation():
 def test_sets_are_planned_built_and_valid(tmp_path):
     train, heldout = corpus.build()
     for name, items in (("train", train), ("heldout", heldout), ("words", corpus.word_lists(train, 4)),
-                        ("sentences", corpus.more_sentences(train, heldout, 80)[:4]),
+                        ("sentences", corpus.more_sentences(train, heldout, 80)[:4]), ("mixed", corpus.mixed_sentences(train, train, 4)),
                         ("questions", corpus.more_questions(train, heldout)[:4])):
         corpus.write_jsonl(items, tmp_path / "corpus" / f"{name}.jsonl")
     args = build_sets.parse_args([*build_sets.SETS, "--corpus", str(tmp_path / "corpus"), "--out", str(tmp_path / "data"), "--codec",
@@ -67,8 +67,8 @@ def test_sets_are_planned_built_and_valid(tmp_path):
                                   "--questions", "4", "--spoken", "2", "--heldout", "1"])
     found = build_sets.plan_sets(args)
     assert {name: len(lines) for name, lines in found.items()} == {
-        "t2a_train": 8, "t2a_sentences": 6, "t2a_words": 6, "t2a_heldout": 6, "i2t_train": 4, "mix_train": 2, "i2t_heldout": 1,
-        "typed_train": 2, "more_train": 4, "facts_train": 2,
+        "t2a_train": 8, "t2a_sentences": 6, "t2a_mixed": 6, "t2a_words": 6, "t2a_heldout": 6, "i2t_train": 4, "mix_train": 2,
+        "i2t_heldout": 1, "typed_train": 2, "more_train": 4, "facts_train": 2,
         "mix_heldout": 1, "told_heldout": 1, **{f"{name}_{part}": 2 for name in ("a2a", "multi")
                                                 for part in ("train", "heldout", "noisy", "unseen")}}
     assert {voice_of(line) for line in found["a2a_unseen"]} == {"kal16"} and "kal16" not in {voice_of(line) for line in found["a2a_train"]}

@@ -150,7 +150,7 @@ step llm       "$WORK/model/llm_256.pth"       $PYTHON -m nano.train_llm --corpu
     --out "$WORK/model" --work "$WORK/llm" --steps "$LLM_STEPS" --device "$DEVICE" --dtype "$DTYPE"
 # The Thinker has learnt its text; frozen, it keeps it, and a step costs a third less.
 step t2a       "$WORK/model/t2a_256.pth.done"  stage t2a llm "$RATE" "$TALKER --max_steps $STEPS --warmup_steps 100" \
-    t2a_train t2a_sentences t2a_words
+    t2a_train t2a_sentences t2a_mixed t2a_words
 last=t2a
 if [ "$SENSES" = 1 ]; then
     step ears      "$PACK/SenseVoiceSmall/model.pt" $PYTHON -m nano.train_sensevoice --corpus "$WORK/corpus" --device "$DEVICE" \
@@ -186,7 +186,7 @@ if [ "$SENSES" = 1 ]; then
     step lent      "$WORK/data/lent_train/lent.parquet" $PYTHON -m nano.lend_speech "$WORK"/data/{a2a,multi,mix,i2t}_train \
         --speech "$WORK"/data/t2a_{train,sentences} --out "$WORK/data/lent_train"
     step talk      "$WORK/model/talk_256.pth.done" stage talk see "$RATE" "$TALKER --mode talker --max_steps $TALK_STEPS \
-        --warmup_steps 20" lent_train t2a_train t2a_sentences
+        --warmup_steps 20" lent_train t2a_train t2a_sentences t2a_mixed
     last=talk
 fi
 $PYTHON -m trainer.average_weights "$WORK/model/${last}"_256_resume_step*.pth --out "$PACK/sft_omni_256.pth"
