@@ -1,13 +1,18 @@
 """Streaming generation: the bookkeeping pinned id by id, cached equal to naive, sampling as documented."""
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from engine.generate import GenerationParams, Reply, generate, generate_naive
-from engine.sampling import falling_order, penalize, pick, sample_codes, sample_text
+from engine.sampling import _order_by_numpy, falling_order, penalize, pick, sample_codes, sample_text
 from model.model_omni import OmniConfig
 from model.sequence import build_prompt
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def prompt_of(data, model, reference_speaker=True):
@@ -116,11 +121,18 @@ def test_prompt_longer_than_the_model_is_refused(golden):
         next(generate(model, too_long, PARAMS))
 
 
-def test_order_is_falling_whatever_sorts():
+@pytest.mark.parametrize("sort", [falling_order, _order_by_numpy])
+def test_order_is_falling_whoever_sorts(sort):
     logits = torch.randn(3, 4, 1000).round(decimals=1)  # with many that are equal
-    order = falling_order(logits)
+    order = sort(logits)
     assert order.dtype == torch.long and order.sort(dim=-1).values.equal(torch.arange(1000).expand(3, 4, -1)), "each id once"
     assert logits.gather(-1, order).equal(logits.sort(dim=-1, descending=True).values)
+
+
+def test_eager_sampling_leaves_the_compiler_alone():
+    code = ("import sys, torch; from engine.sampling import falling_order; falling_order(torch.randn(1, 9)); "
+            "sys.exit('torch._dynamo' in sys.modules)")
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0, "to import it takes 1.5 s"
 
 
 def draws_of_text(logits, **settings):
