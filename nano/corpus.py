@@ -140,9 +140,9 @@ def more_sentences(train, heldout, count=NUM_SENTENCES, seed=SEED):
 
 
 def mixed_sentences(train, known, count=NUM_MIXED, seed=SEED):
-    """`count` pairs to repeat that say none of the sentences of the items `known`: walks over the answers that state facts, each word after
-    the two before it as in one of these (a Markov chain of second order: Shannon 1948, section 3). True or not, they begin and go on as
-    facts do, of which there are too few to learn how any sentence is spoken.
+    """`count` pairs to repeat that say none of the sentences of the items `known`: walks over the answers of `train`, mostly such as state
+    facts, each word after the two before it as in one of them (a Markov chain of second order: Shannon 1948, section 3). True or not, they
+    begin and go on as facts do, of which there are too few to learn how any sentence is spoken.
     """
     rng, end = random.Random(f"{seed} mixed"), None
     answers = [item["answer"] for item in facts(train, rng)] + [item["answer"] for item in train if item["kind"] in NO_FACTS]
