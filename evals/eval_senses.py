@@ -124,7 +124,7 @@ def calls(examiner: Examiner, data: Path, n: int, split: str = "heldout") -> lis
         heard = examiner.chat.transcribe(wav)
         turns.append((question, wav, alone, [{"role": "user", "content": heard}, {"role": "assistant", "content": alone}]))
     for i, (question, wav, alone, _) in enumerate(tqdm(turns, desc="calls", mininterval=5)):
-        before = [message for j in range(i - TURNS_BEFORE, i) for message in turns[j][-1]]  # the first ones have the last before them
+        before = [message for j in range(i - TURNS_BEFORE, i) for message in turns[j % len(turns)][-1]]  # before the first come the last
         for group, content, audio in (("calls, typed", question, None), ("calls, spoken", "", wav)):
             reply = examiner.ask([*before, {"role": "user", "content": content}], i, audio=audio)
             records.append({"group": group, "asked": question, "typed": alone, "reply": reply, "right": reply == alone})

@@ -181,8 +181,9 @@ def paint(seed, heldout, folder, number):
 def t2a(args, corpus):
     """{name: conversations}."""
     found = {}
+    sizes = {"sentences": args.sentences, "words": args.words}
     for part in ("train", "sentences", "mixed", "words", "heldout"):
-        items = corpus[part]
+        items = corpus[part][:sizes.get(part)]
         answers = [item["answer"] for item in items]
         said = voiced(answers, 1.0 if part == "heldout" else args.others, args.seed)
         said += estranged(answers, args.strangers, args.seed) if part == "train" else []
@@ -300,7 +301,8 @@ def parse_args(argv=None):
     parser.add_argument("--askings", type=int, default=2, help="a2a: rows for each pair of the corpus")
     parser.add_argument("--conversations", type=int, default=6000, help="multi: at most so many for training")
     parser.add_argument("--typed", type=int, default=0, help="multi: at most so many more, which are text alone")
-    parser.add_argument("--sentences", type=int, default=9000, help="more: at most so many sentences to repeat")
+    parser.add_argument("--sentences", type=int, default=9000, help="t2a, more: at most so many sentences to repeat")
+    parser.add_argument("--words", type=int, default=6000, help="t2a: at most so many lists of words")
     parser.add_argument("--foreign", type=float, default=0.0, help="more: share (0-1) that other voices ask; needs festival and espeak-ng")
     parser.add_argument("--questions", type=int, default=20_000, help="i2t: for training")
     parser.add_argument("--spoken", type=int, default=6000, help="i2t: how many of them are also asked aloud")

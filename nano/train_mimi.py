@@ -35,6 +35,7 @@ from tqdm import tqdm
 from transformers import EncodecFeatureExtractor, MimiConfig, MimiModel
 
 from model.checkpoint import save_atomic
+from model.hardware import keep_freed_memory
 from nano.mimi_crops import INPUT_RATE, SAMPLE_RATE, draw_crops, read_speech, resampling_kernels
 from nano.mimi_losses import Discriminator, deceive_loss, hinge_loss, match_loss, mel_banks, stft_loss
 from nano.mimi_targets import FRAME_SAMPLES, MAX_HZ, MELS, WINDOW, Analyser, LatentSpace, log_mel_patches, mel_filterbank, \
@@ -383,7 +384,7 @@ def train(options, speech, out, device="cpu", steps=None, minutes=None, log_inte
     while True:
         run.seconds = time.perf_counter() - clock
         progress = run.step / steps if steps else run.seconds / (60 * minutes)
-        if progress >= 1 or (stop_after and run.step - first >= stop_after):
+        if progress >= 1 or (stop_after is not None and run.step - first >= stop_after):
             break
         phase = phase_at(progress, options)
         if phase != run.phase:
@@ -459,6 +460,7 @@ def main():
     parser.add_argument("--out", default="out/nano/codec")
     parser.add_argument("--start_from", help="a codec folder to go on from, its targets.pt being in --out")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--books_only", action="store_true", help="stop when targets.pt is there: all that codes need")
     parser.add_argument("--steps", type=int, help="length of the run in steps")
     parser.add_argument("--minutes", type=float, help="length of the run in minutes of training")
     parser.add_argument("--log_interval", type=int, default=50)
@@ -474,11 +476,15 @@ def main():
     if args.device.startswith("cuda"):
         torch.backends.cudnn.allow_tf32 = True  # convolutions only: nearest codes need exact products
         torch.backends.cudnn.benchmark = True  # every batch has the same shape
+    else:
+        keep_freed_memory()
     options = Options(**{option.name: getattr(args, option.name) for option in fields(Options)})
     speech = read_speech(args.speech)
     print(f"{len(speech) / INPUT_RATE / 3600:.2f} h of speech on {args.device}")
     run = train(options, speech, args.out, args.device, args.steps, args.minutes, args.log_interval, args.save_interval,
-                use_compile=bool(args.use_compile), start_from=args.start_from)
+                stop_after=0 if args.books_only else None, use_compile=bool(args.use_compile), start_from=args.start_from)
+    if args.books_only:
+        return
     memory = f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB of GPU memory" if args.device.startswith("cuda") else ""
     print(f"{run.step} steps in {run.seconds / 60:.1f} min{memory}; the codec is in {args.out}/mimi")
 

@@ -443,8 +443,8 @@ def main():
     parser.add_argument("--render_only", action="store_true", help="stop when the speech is there")
     parser.add_argument("--out", default=f"model/nano/{FOLDER}")
     parser.add_argument("--work", default="out/nano/sensevoice", help="checkpoint, curve and report")
-    parser.add_argument("--start_from", help="go on from the ear in this folder")
-    parser.add_argument("--questions", nargs="+", help="... with the spoken questions of these training sets of nano.build_sets")
+    parser.add_argument("--start_from", help="go on from the ear in this folder, whose vocabulary stays; needs --questions")
+    parser.add_argument("--questions", nargs="+", help="learn from the spoken questions of these training sets of nano.build_sets instead")
     parser.add_argument("--speller", help="weights of a MiniMind-O: its audio projector learns along, so its Thinker can read this ear")
     parser.add_argument("--speller_out", help="where these weights go with the projector that was learnt")
     parser.add_argument("--tokenizer_dir", default="model/nano", help="the Thinker's")
@@ -463,8 +463,8 @@ def main():
     if args.device == "cpu":
         keep_freed_memory()
     options = Options(**{option.name: getattr(args, option.name) for option in fields(Options)})
-    if bool(args.start_from) != bool(args.questions):
-        parser.error("--start_from and --questions go together: an ear with its vocabulary, and what it is to hear now")
+    if args.start_from and not args.questions:
+        parser.error("--start_from needs --questions: what the ear in that folder is to hear now")
     if bool(args.speller) != bool(args.speller_out):
         parser.error("--speller and --speller_out go together: the model whose projector is trained, and where it then goes")
     indexes, heldout, texts = render_all(args, options)

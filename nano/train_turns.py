@@ -29,13 +29,14 @@ from dataset.omni_dataset import OmniDataset, OmniSample, Variants
 from model.checkpoint import load_strict, load_weights, save_atomic, save_model
 from model.config import OmniConfig
 from model.encoders import SenseVoice, SigLIP2, sensevoice_frames
-from model.hardware import fast_bfloat16
+from model.hardware import fast_bfloat16, keep_freed_memory
 from model.model_omni import MiniMindOmni
 from model.optimizers import adamw_and_muon
 from nano.train_llm import learning_rate
 
 TURNS = 8  # of a talk, at most
 MAX_LENGTH = 256  # of a turn
+PART = 4  # talks that are padded to one length
 WARMUP = 30
 VARIANTS = Variants(system=0.0, speech=False, text_sampling=0.0, scheduled_sampling=0.0, augment=None, question_mix=(0.7, 0.1, 0.1, 0.1))
 DEPTHS = (0, 1, 3, 6)  # turns before, of the report
@@ -44,12 +45,14 @@ DEPTHS = (0, 1, 3, 6)  # turns before, of the report
 def read_turns(model, paths, tokenizer, pack, count, seed):
     """`count` rows of the sets as embedded turns, a list of (T, C): words, projected sounds, projected pictures."""
     data = OmniDataset(paths, tokenizer, model.config, MAX_LENGTH, VARIANTS, seed, sensevoice_frames)
-    ear, eye = SenseVoice.load(pack / "SenseVoiceSmall"), SigLIP2.load(pack / "siglip2-base-p32-256-ve")
+    ear, eye = SenseVoice.load(pack / "SenseVoiceSmall"), None
     found = []
     for row in tqdm(random.Random(seed).sample(range(len(data)), min(count, len(data))), desc="turns", mininterval=5):
         sample = data.sample(row, 0)
         if isinstance(sample, OmniSample):
             audio = ear.features([sample.wav]) if sample.wav is not None else (None, None)
+            if sample.images and eye is None:
+                eye = SigLIP2.load(pack / "siglip2-base-p32-256-ve")
             images = eye(sample.images)[None] if sample.images else None
             with torch.no_grad():
                 found.append(model.embed(sample.input_ids[None, -1], *audio, images)[0])
@@ -64,6 +67,11 @@ def bridge(thinker, x):
 def draw(turns, count, rng):
     """`count` talks of 1 to TURNS turns, a list of lists of (T, C)."""
     return [rng.choices(turns, k=rng.randint(1, TURNS)) for _ in range(count)]
+
+
+def positions(talk):
+    """How many a talk (a list of (T, C)) takes."""
+    return sum(map(len, talk))
 
 
 def error(student, teacher, talks, half):
@@ -96,6 +104,9 @@ def report(student, teacher, turns, half, seed):
 def train(model, turns, args):
     """Trains model.model's layers up to the bridge; `args` as of main."""
     teacher, half = copy.deepcopy(model.model).requires_grad_(False), args.dtype == "bfloat16"
+    if args.use_compile:
+        for thinker in (model.model, teacher):
+            thinker.compile(dynamic=True)
     layers = model.model.layers[:model.config.bridge_layer + 1].requires_grad_(True)
     weights = list(layers.parameters())
     optimizers = adamw_and_muon(weights, [p for p in weights if p.ndim == 2], args.learning_rate)
@@ -109,21 +120,25 @@ def train(model, turns, args):
     args.work.mkdir(parents=True, exist_ok=True)
     print("distance by turns before:", report(model.model, teacher, turns, half, args.seed))
     for step in (bar := tqdm(range(first, args.steps), initial=first, total=args.steps, desc="turns apart", mininterval=5)):
-        talks = draw(turns, args.batch_size, random.Random(f"{args.seed} {step}"))
-        distance, length, depth = error(model.model, teacher, talks, half)
-        loss = distance[depth >= 0].sum() / length[depth >= 0].sum()
-        loss.backward()
+        talks = sorted(draw(turns, args.batch_size, random.Random(f"{args.seed} {step}")), key=positions)
+        loss = 0.0
+        for part in (talks[i:i + PART] for i in range(0, len(talks), PART)):
+            distance, length, depth = error(model.model, teacher, part, half)
+            share = sum(map(positions, part)) / sum(map(positions, talks))
+            part_loss = share * distance[depth >= 0].sum() / length[depth >= 0].sum()
+            part_loss.backward()
+            loss += part_loss.item()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, args.steps, args.learning_rate, WARMUP)
             optimizer.step()
             optimizer.zero_grad()
-        bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+        bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
         if (step + 1) % args.save_interval == 0 or step + 1 == args.steps:
             found = report(model.model, teacher, turns, half, args.seed)
             with open(args.work / "log.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step + 1, "loss": loss.item(), "distance": found}) + "\n")
+                file.write(json.dumps({"step": step + 1, "loss": loss, "distance": found}) + "\n")
             save_atomic({"layers": layers.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": step + 1}, checkpoint)
     print("distance by turns before:", report(model.model, teacher, turns, half, args.seed))
 
@@ -143,7 +158,9 @@ def main(argv=None):
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16" if fast_bfloat16("cpu") else "float32")
     parser.add_argument("--save_interval", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--use_compile", type=int, choices=(0, 1), default=0, help="1: torch.compile, after a minute faster on a CPU, too")
     args = parser.parse_args(argv)
+    keep_freed_memory()
     model = MiniMindOmni(OmniConfig.preset("nano")).requires_grad_(False)
     load_strict(model, load_weights(args.from_weight))
     turns = read_turns(model, args.data_path, AutoTokenizer.from_pretrained(str(args.pack)), args.pack, args.turns, args.seed)

@@ -67,10 +67,10 @@ def test_every_kind_of_text_has_held_out_ones(tmp_path, monkeypatch):
 
 def test_only_the_reply_is_a_target(tokenizer_nano):
     config = OmniConfig.preset("nano")
-    (ids, labels), = train_llm.text_rows([train_llm.exchange("What is red?", "It is red.")], tokenizer_nano, config, strip_think=True)
+    ids, labels = train_llm.text_row(train_llm.exchange("What is red?", "It is red."), tokenizer_nano, config, strip_think=True)
     assert tokenizer_nano.decode(labels[labels != IGNORE]) == "It is red.<|im_end|>\n"
     model = MiniMindOmni(config)
-    loss = train_llm.text_loss(model, [(ids, labels)], half=False)
+    loss = sum(train_llm.text_losses(model, [(ids, labels)], half=False))
     kept = labels != IGNORE
     expected = torch.nn.functional.cross_entropy(model(ids[None]).logits[0, kept], labels[kept])
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The nano world from zero, offline: corpus, tokenizer, speech, codec, data, text, then a model that speaks: a pack in out/nano/pack.
-# With SENSES=1 it then learns to hear and to see.
+# The nano world from zero, offline: corpus, tokenizer, speech, codec, ears, eyes, text, then a model that hears, sees and speaks: a pack
+# in out/nano/pack, and a table of what it can and what each step took (about six hours on two CPU cores).
 # Each step is skipped when its product exists and continues where it was when interrupted: run this again after any stop.
-# To make a step anew, delete its product (the path printed beside it). Times and machines: nano/README.md.
+# To make a step anew, delete its product (the path printed beside it). What was tried and why: nano/README.md.
 #   bash trainer/train_nano.sh
 #   SHIP=1 bash trainer/train_nano.sh         and then copy the pack over the shipped one, model/nano
 set -euo pipefail
@@ -13,79 +13,124 @@ WORK=${WORK:-out/nano}                    # everything that is not shipped
 PACK=${PACK:-$WORK/pack}                  # what is: --load_from for the chat
 SHIP=${SHIP:-0}
 DEVICE=${DEVICE:-$($PYTHON -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")')}
-# One core of a CPU: 100 minutes, the last 30 of them for the encoder, 36 more for it alone, then 48 of both.
-# On a GPU e.g. CODEC_LENGTH="--minutes 6", CODEC_ENCODER="--minutes 2 ...", CODEC_DECODER="--minutes 2 ...", with the default sizes.
-CODEC_SIZE=${CODEC_SIZE:---adversarial_at 1 --batch_size 4 --frames 16 --fit_frames 50000 --threads 1 --use_compile 1}
-CODEC_LENGTH=${CODEC_LENGTH:---minutes 100 --joint_at 0.315 --encoder_at 0.7}
-CODEC_ENCODER=${CODEC_ENCODER:---minutes 36 --joint_at 0 --encoder_at 0 --lr 1.8e-3}
-CODEC_DECODER=${CODEC_DECODER:---minutes 48 --joint_at 0 --lr 1e-3 --batch_size 8}
+CORES=${CORES:-$(nproc)}
+COMPILE=${COMPILE:-1}                     # halves the time of a step, on a CPU too
+DTYPE=${DTYPE:-$($PYTHON -c "from model.hardware import fast_bfloat16; print('bfloat16' if fast_bfloat16('$DEVICE') else 'float32')")}
+# Codec and eyes learn on one core beside the steps before the Thinker's.
+CODEC_SIZE=${CODEC_SIZE:---adversarial_at 1 --batch_size 4 --frames 16 --fit_frames 50000 --threads 1 --use_compile $COMPILE}
+CODEC_LENGTH=${CODEC_LENGTH:---minutes 75 --joint_at 0.36 --encoder_at 0.75}
+CODEC_TUNE=${CODEC_TUNE:---minutes 30 --joint_at 0 --lr 1e-3 --batch_size 8}
+CODEC_CLIPS=${CODEC_CLIPS:-1800}          # sentences of the corpus that it learns from, by all three voices
 LIMIT=${LIMIT:-13715}                     # pairs of the corpus that are spoken: all
-LLM_STEPS=${LLM_STEPS:-2300}
-STEPS=${STEPS:-4500}
-PROCESSES=${PROCESSES:-$([ "$DEVICE" = cpu ] && nproc || echo 1)}  # of the trainings; one a core
+SPEAKERS=${SPEAKERS:---steps 1000}
+LLM_STEPS=${LLM_STEPS:-1300}
+EYES=${EYES:---steps 1600 --batch_size 64 --questions 2 --lr 2e-3}
+EARS=${EARS:---steps 2200 --batch_size 64 --clean 0.4 --dropout 0}
+TURNS=${TURNS:---steps 800}
+THINK_STEPS=${THINK_STEPS:-4000}
+TALK_STEPS=${TALK_STEPS:-3600}
+PROCESSES=${PROCESSES:-$([ "$DEVICE" = cpu ] && echo "$CORES" || echo 1)}  # of the trainings; one a core
 BATCH=${BATCH:-32}                        # rows per process
 RATE=${RATE:-1.2e-3}
-# of the Talker's trainings; the first codebooks carry the words
-TALKER=${TALKER:---freeze_backbone all --guided_attention 0.5 --history_dropout 0.3 --codebook_weights 4 2 1.5 1 0.5 0.5 0.5 0.5}
-DTYPE=${DTYPE:-$($PYTHON -c "from model.hardware import fast_bfloat16; print('bfloat16' if fast_bfloat16('$DEVICE') else 'float32')")}
-COMPILE=${COMPILE:-1}                     # halves the time of a step, on a CPU too
+# of the Talker's training; the first codebooks carry the words
+TALKER=${TALKER:---guided_attention 0.5 --history_dropout 0.3 --codebook_weights 4 2 1.5 1 0.5 0.5 0.5 0.5 --augment_share 0.5}
 WORKERS=${WORKERS:-$([ "$DEVICE" = cpu ] && echo 0 || echo 12)}
 EXTRA=${EXTRA:-}                          # more flags for the trainings
-# 1: ears, eyes, and the stages that learn to use them. Tried in miniature; the full run is not done yet.
-SENSES=${SENSES:-0}
-EARS=${EARS:---utterances 12000 --steps 9000 --batch_size 24}
-EYES=${EYES:---steps 6000}
-SPELL_STEPS=${SPELL_STEPS:-450}
-HEAR_STEPS=${HEAR_STEPS:-1500}
-TURN_STEPS=${TURN_STEPS:-1200}
-THINK_STEPS=${THINK_STEPS:-4000}
-HEARD=${HEARD:-4500}                      # rows of each set of spoken questions that are written down
-READ_STEPS=${READ_STEPS:-500}
-SEE_STEPS=${SEE_STEPS:-5000}
-TALK_STEPS=${TALK_STEPS:-1400}
-TALKS=${TALKS:---askings 1 --conversations 4000 --typed 20000 --questions 120000 --spoken 6000 --heldout 120}  # sizes of their data
-FOREIGN=${FOREIGN:-0.5}                   # share of the further questions that festival and espeak-ng ask
+SPOKEN=${SPOKEN:---others 0.15 --strangers 0.08 --sentences 9000 --words 2000}  # sizes of the sets: what the Talker says,
+TALKS=${TALKS:---askings 1 --conversations 2000 --typed 20000 --questions 60000 --spoken 3000 --heldout 120}  # what is asked,
+FURTHER=${FURTHER:---sentences 4000 --foreign 0.5}  # and further questions, so many of them by festival and espeak-ng
+HEARD=${HEARD:-4000}                      # rows of each set of spoken questions that are written down
+LENT=${LENT:---talks 3500}
+N=${N:-60}                                # held-out items of each figure in the table
 
-for program in flite $([ "$SENSES" = 1 ] && [ "$FOREIGN" != 0 ] && echo festival espeak-ng); do  # now, not after hours
+for program in flite festival espeak-ng; do  # now, not after hours
     command -v "$program" >/dev/null || { echo "the $program program is missing: see nano/README.md"; exit 2; }
 done
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((CORES > 3 ? CORES / 2 : 1))}  # two things are done at a time
+
+STEP= BESIDE=
+trap 'spent stopped; [ -z "$BESIDE" ] || kill -- "-$BESIDE"' EXIT
 
 step() {  # step NAME PRODUCT COMMAND...
     local name=$1 product=$2
     shift 2
     if [ -e "$product" ]; then
         echo "== $name: done ($product)"
-    else
-        echo "== $name"
-        "$@"
+        return
     fi
+    echo "== $name"
+    STEP=$name BEGAN=$(date +%s)
+    "$@"
+    spent done
+}
+
+spent() {  # a line for nano.summary: step, from when, until when, how it ended
+    [ -z "$STEP" ] || printf '%s\t%s\t%s\t%s\n' "$STEP" "$BEGAN" "$(date +%s)" "$1" >> "$WORK/times.tsv"
+    STEP=
+}
+
+beside() {  # beside COMMAND...: in a process group of its own while the script goes on
+    set -m
+    (trap 'spent stopped' EXIT; "$@") > "$WORK/beside.log" 2>&1 &
+    BESIDE=$!
+    set +m
+}
+
+await() {
+    echo "== waiting for codec and eyes ($WORK/beside.log)"
+    wait "$BESIDE" || { echo "codec or eyes failed: see $WORK/beside.log"; exit 1; }
+    BESIDE=
 }
 
 speech() {  # what the codec learns from
-    $PYTHON -m nano.speech --texts "$WORK/corpus/train.jsonl" --limit "$LIMIT" --others 0.25 --out "$WORK/speech"
+    $PYTHON -m nano.speech --texts "$WORK/corpus/train.jsonl" --limit "$CODEC_CLIPS" --out "$WORK/speech"
     touch "$WORK/speech/.complete"
 }
 
-talks() {  # conversations with spoken questions and pictures; the replies are text alone, until lend_speech
+mimi() {  # mimi OUT OPTIONS...
+    local out=$1
+    shift
     # shellcheck disable=SC2086
-    $PYTHON -m nano.build_sets a2a multi i2t --unspoken --corpus "$WORK/corpus" --codec "$WORK/codec/targets.pt" \
-        --speaker_encoder none --tokenizer "$PACK" --out "$WORK/data" $TALKS
+    $PYTHON -m nano.train_mimi --speech "$WORK/speech" --out "$out" --device "$DEVICE" $CODEC_SIZE "$@"
 }
 
 codec() {
     # shellcheck disable=SC2086
-    $PYTHON -m nano.train_mimi --speech "$WORK/speech" --out "$WORK/codec" --device "$DEVICE" $CODEC_SIZE $CODEC_LENGTH
-    tune "$WORK/codec" "$WORK/codec_encoder" "$CODEC_ENCODER"
-    tune "$WORK/codec_encoder" "$WORK/codec_decoder" "$CODEC_DECODER"
+    mimi "$WORK/codec" $CODEC_LENGTH
+    mkdir -p "$WORK/codec_tuned"
+    cp "$WORK/codec/targets.pt" "$WORK/codec_tuned/"
+    # shellcheck disable=SC2086
+    mimi "$WORK/codec_tuned" $CODEC_TUNE --start_from "$WORK/codec/mimi"
     cp "$WORK/codec/targets.pt" "$PACK/mimi_targets.pt"
-    ship "$WORK/codec_decoder/mimi" "$PACK/mimi"
+    ship "$WORK/codec_tuned/mimi" "$PACK/mimi"
 }
 
-tune() {  # tune FROM TO OPTIONS: go on from a codec, with its targets
-    mkdir -p "$2"
-    cp "$1/targets.pt" "$2/"
+codec_and_eyes() {
+    step codec "$PACK/mimi/config.json" codec
     # shellcheck disable=SC2086
-    $PYTHON -m nano.train_mimi --speech "$WORK/speech" --out "$2" --start_from "$1/mimi" --device "$DEVICE" $CODEC_SIZE $3
+    step eyes "$PACK/siglip2-base-p32-256-ve/config.json" $PYTHON -m nano.train_siglip --device "$DEVICE" --workers "$WORKERS" \
+        --use_compile "$COMPILE" --work "$WORK/siglip" --out "$PACK/siglip2-base-p32-256-ve" $EYES
+}
+
+sets() {  # sets NAME... OPTIONS: data by nano.build_sets
+    $PYTHON -m nano.build_sets --corpus "$WORK/corpus" --codec "$WORK/codec/targets.pt" --tokenizer "$PACK" --out "$WORK/data" "$@"
+}
+
+
+ears() {  # with them the Thinker's audio projector learns to spell what they hear
+    # shellcheck disable=SC2086
+    $PYTHON -m nano.train_sensevoice --corpus "$WORK/corpus" --device "$DEVICE" --speech "$WORK/speech_heard" --work "$WORK/sensevoice" \
+        --out "$WORK/sensevoice/SenseVoiceSmall" --questions "$WORK"/data/{a2a,more}_train \
+        --speller "$WORK/model/llm_256.pth" --speller_out "$WORK/model/ears_256.pth" --tokenizer_dir "$PACK" $EARS
+    $PYTHON -m nano.train_language --corpus "$WORK/corpus" --ear "$WORK/sensevoice/SenseVoiceSmall"
+    ship "$WORK/sensevoice/SenseVoiceSmall" "$PACK/SenseVoiceSmall"
+}
+
+turns() {  # a turn looks the same wherever it stands in a talk
+    local sets=(a2a_train more_train facts_train facts_train typed_train)
+    # shellcheck disable=SC2086
+    $PYTHON -m nano.train_turns --from_weight "$WORK/model/ears_256.pth" --out "$WORK/model/turns_256.pth" --work "$WORK/turns" \
+        --data_path "${sets[@]/#/$WORK/data/}" --pack "$PACK" --use_compile "$COMPILE" $TURNS
 }
 
 stage() {  # stage NAME FROM RATE OPTIONS DATA...: one run of the trainer, $WORK/model/FROM_256.pth -> NAME_256.pth
@@ -97,9 +142,9 @@ stage() {  # stage NAME FROM RATE OPTIONS DATA...: one run of the trainer, $WORK
         --data_path "${@/#/$WORK/data/}" --save_dir "$WORK/model" --save_weight "$name" --optimizer muon $options \
         --audio_encoder_dir "$PACK/SenseVoiceSmall" --vision_dir "$PACK/siglip2-base-p32-256-ve" \
         --batch_size "$BATCH" --learning_rate "$rate" --max_seq_len 448 --system_share 0 --device "$DEVICE" --dtype "$DTYPE" \
-        --use_compile "$COMPILE" --num_workers "$WORKERS" --save_interval 200 --keep_last 3 --from_resume 1 $EXTRA
+        --use_compile "$COMPILE" --num_workers "$WORKERS" --save_interval 100 --keep_last 4 --from_resume 1 --warmup_steps 50 $EXTRA
     finished "$WORK/model/${name}_256_resume.pth"  # stopped by SIGTERM it has saved, but is not to be used yet
-    touch "$WORK/model/${name}_256.pth.done"
+    $PYTHON -m trainer.average_weights "$WORK/model/${name}"_256_resume_step*.pth --out "$WORK/model/${name}_mean_256.pth"
 }
 
 finished() {
@@ -109,21 +154,12 @@ state = load_weights(sys.argv[1])
 sys.exit(state["step"] < state["total_steps"])' "$1" || { echo "$1: stopped before the end; run this again to continue"; exit 1; }
 }
 
-hear() {  # the ear learns to be read: see nano/README.md
-    $PYTHON -m nano.train_sensevoice --corpus "$WORK/corpus" --device "$DEVICE" --speech "$WORK/speech_heard" --work "$WORK/hear" \
-        --start_from "$PACK/SenseVoiceSmall" --questions "$WORK/data/a2a_train" "$WORK/data/more_train" \
-        --clean 0.5 --dropout 0 --batch_size 64 --steps "$HEAR_STEPS" \
-        --out "$WORK/hear/SenseVoiceSmall" --tokenizer_dir "$PACK" \
-        --speller "$WORK/model/spell_256.pth" --speller_out "$WORK/model/hear_256.pth"
-    ship "$WORK/hear/SenseVoiceSmall" "$PACK/SenseVoiceSmall"
-    touch "$WORK/model/hear_256.pth.done"
-}
-
-turns() {  # a turn looks the same wherever it stands in a talk
-    local sets=(a2a_train more_train facts_train facts_train t2a_sentences i2t_train mix_train)
-    $PYTHON -m nano.train_turns --from_weight "$WORK/model/hear_256.pth" --out "$WORK/model/turns_256.pth" --work "$WORK/turns" \
-        --data_path "${sets[@]/#/$WORK/data/}" --pack "$PACK" --steps "$TURN_STEPS"
-    touch "$WORK/model/turns_256.pth.done"
+examine() {
+    $PYTHON -m evals.eval_nano --pack "$PACK" --n "$N" --output_dir "$WORK/eval" &
+    local speech=$!
+    $PYTHON -m evals.eval_senses --pack "$PACK" --data "$WORK/data" --n "$N" --output "$WORK/eval/senses.json"
+    wait $speech
+    touch "$WORK/eval/.complete"
 }
 
 ship() {  # copy as a whole or not at all
@@ -133,63 +169,58 @@ ship() {  # copy as a whole or not at all
     mv "$2.part" "$2"
 }
 
-step corpus    "$WORK/corpus/questions.jsonl"  $PYTHON -m nano.corpus --out "$WORK/corpus"
+mkdir -p "$WORK"
+step corpus    "$WORK/corpus/mixed.jsonl"      $PYTHON -m nano.corpus --out "$WORK/corpus"
 step tokenizer "$PACK/tokenizer_config.json"   $PYTHON -m nano.tokenizer --corpus "$WORK/corpus" --out "$PACK"
 step speech    "$WORK/speech/.complete"        speech
+# A code is defined by the books: nothing but the loudspeaker waits for the networks that learn to use them.
+# shellcheck disable=SC2086
+step books     "$WORK/codec/targets.pt"        mimi "$WORK/codec" $CODEC_LENGTH --books_only
+beside codec_and_eyes
+
+# shellcheck disable=SC2086
 step speakers  "$PACK/campplus/model.pt"       $PYTHON -m nano.train_campplus --texts "$WORK/corpus/train.jsonl" \
-    --work "$WORK/campplus" --out "$PACK/campplus" --device "$DEVICE"
-step codec     "$PACK/mimi/config.json"        codec
+    --work "$WORK/campplus" --out "$PACK/campplus" --device "$DEVICE" $SPEAKERS
+step voices    "$PACK/voices.pt"               $PYTHON -m nano.voices --codec "$WORK/codec/targets.pt" \
+    --speaker_encoder "$PACK/campplus" --out "$PACK/voices.pt" --device "$DEVICE"
+step llm       "$WORK/model/llm_256.pth"       $PYTHON -m nano.train_llm --corpus "$WORK/corpus" --tokenizer_dir "$PACK" \
+    --out "$WORK/model" --work "$WORK/llm" --steps "$LLM_STEPS" --whole --device "$DEVICE" --dtype "$DTYPE" \
+    --use_compile "$COMPILE"
+# conversations with spoken questions and pictures; the replies are text alone, until lend_speech
+unspoken=(--unspoken --speaker_encoder none --workers $((CORES > 1 ? CORES - 1 : 1)))
+# shellcheck disable=SC2086
+step asked     "$WORK/data/told_heldout/manifest.json" sets a2a multi i2t "${unspoken[@]}" $TALKS
+# shellcheck disable=SC2086
+step further   "$WORK/data/facts_train/manifest.json" sets more "${unspoken[@]}" $FURTHER
+step examples  "$PACK/examples"                $PYTHON -m nano.build_examples --corpus "$WORK/corpus" --out "$PACK/examples"
+step ears      "$PACK/SenseVoiceSmall/model.pt" ears
+step turns     "$WORK/model/turns_256.pth"     turns
+# what the ear writes down of spoken questions, mistakes included: that is what the Thinker will read
+step heard     "$WORK/data/heard_train/multi_train.parquet" $PYTHON -m nano.write_down "$WORK"/data/{a2a,more,mix,multi}_train \
+    --ear "$PACK/SenseVoiceSmall" --limit "$HEARD" --out "$WORK/data/heard_train"
+await
+
+# From here on every step takes all cores. The released recipe trains a projector and then everything, for each sense. Here the ear has
+# brought its projector along; that of the eyes and the Thinker above the bridge learn from the text of the replies alone: a step costs a
+# third, and the Talker, which reads the Thinker below, then learns from one that no longer changes.
+step think     "$WORK/model/think_mean_256.pth" stage think turns 1.2e-3 "--mode thinker --spelling 0.2 --question_mix 0.25 0.3 0.05 0.4 \
+    --augment_share 0.3 --max_steps $THINK_STEPS" i2t_train i2t_train typed_train facts_train heard_train a2a_train more_train \
+    multi_train mix_train
+# shellcheck disable=SC2086
+step spoken    "$WORK/data/t2a_heldout/manifest.json" sets t2a --limit "$LIMIT" --speaker_encoder "$PACK/campplus" $SPOKEN
+# the Talker has to stand behind pictures, sounds and long talks, too, or it would not end there, or not begin
+# shellcheck disable=SC2086
+step lent      "$WORK/data/lent_train/lent.parquet" $PYTHON -m nano.lend_speech "$WORK"/data/{a2a,multi,mix,i2t}_train \
+    --speech "$WORK"/data/t2a_{train,sentences} --out "$WORK/data/lent_train" $LENT
+step talk      "$WORK/model/talk_mean_256.pth" stage talk think_mean "$RATE" "--mode talker $TALKER --max_steps $TALK_STEPS" \
+    lent_train t2a_train t2a_sentences t2a_mixed t2a_words
+cp "$WORK/model/talk_mean_256.pth" "$PACK/sft_omni_256.pth"
+cp "$WORK/model/talk_mean_256.json" "$PACK/sft_omni_256.json"
 cp "$WORK/corpus/heldout.jsonl" "$PACK/heldout.jsonl"  # for python -m evals.eval_nano
 # The nano model knows one right answer to most questions, and reads what its ear writes of spoken ones.
 echo '{"temperature": 0.1, "transcript": 2}' > "$PACK/generation_config.json"
-step voices    "$PACK/voices.pt"               $PYTHON -m nano.voices --codec "$WORK/codec/targets.pt" \
-    --speaker_encoder "$PACK/campplus" --out "$PACK/voices.pt" --device "$DEVICE"
-step data      "$WORK/data/t2a_heldout/manifest.json" $PYTHON -m nano.build_sets t2a --corpus "$WORK/corpus" --limit "$LIMIT" \
-    --codec "$WORK/codec/targets.pt" --speaker_encoder "$PACK/campplus" --strangers 0.1 --tokenizer "$PACK" --out "$WORK/data"
-step llm       "$WORK/model/llm_256.pth"       $PYTHON -m nano.train_llm --corpus "$WORK/corpus" --tokenizer_dir "$PACK" \
-    --out "$WORK/model" --work "$WORK/llm" --steps "$LLM_STEPS" --device "$DEVICE" --dtype "$DTYPE"
-# The Thinker has learnt its text; frozen, it keeps it, and a step costs a third less.
-step t2a       "$WORK/model/t2a_256.pth.done"  stage t2a llm "$RATE" "$TALKER --max_steps $STEPS --warmup_steps 100" \
-    t2a_train t2a_sentences t2a_mixed t2a_words
-last=t2a
-if [ "$SENSES" = 1 ]; then
-    step ears      "$PACK/SenseVoiceSmall/model.pt" $PYTHON -m nano.train_sensevoice --corpus "$WORK/corpus" --device "$DEVICE" \
-        --speech "$WORK/speech_heard" --work "$WORK/sensevoice" --out "$PACK/SenseVoiceSmall" $EARS
-    step eyes      "$PACK/siglip2-base-p32-256-ve/config.json" $PYTHON -m nano.train_siglip --device "$DEVICE" \
-        --work "$WORK/siglip" --out "$PACK/siglip2-base-p32-256-ve" $EYES
-    step asked     "$WORK/data/told_heldout/manifest.json" talks
-    step more      "$WORK/data/facts_train/manifest.json" $PYTHON -m nano.build_sets more --unspoken --corpus "$WORK/corpus" \
-        --codec "$WORK/codec/targets.pt" --speaker_encoder none --tokenizer "$PACK" --out "$WORK/data" --foreign "$FOREIGN"
-    step examples  "$PACK/examples" $PYTHON -m nano.build_examples --corpus "$WORK/corpus" --out "$PACK/examples"
-    # The released recipe trains a projector and then everything, for each sense. Here the audio projector first learns to write what is
-    # said, then the ear along with it, then projectors and Thinker learn together, from the text alone and only above the bridge: a step
-    # costs a third, and the Talker, which hears what it knows, speaks no worse afterwards.
-    step spell     "$WORK/model/spell_256.pth.done" stage spell t2a 1e-2 "--mode spelling --spelling 1 --question_mix 1 0 0 0 \
-        --augment_share 0.5 --max_steps $SPELL_STEPS --warmup_steps 20" a2a_train mix_train
-    step hear      "$WORK/model/hear_256.pth.done" hear
-    step language  "$PACK/SenseVoiceSmall/ngram.npz" $PYTHON -m nano.train_language --corpus "$WORK/corpus" --ear "$PACK/SenseVoiceSmall"
-    step turns     "$WORK/model/turns_256.pth.done" turns
-    step think     "$WORK/model/think_256.pth.done" stage think turns 1.2e-3 "--mode thinker --spelling 0.3 \
-        --question_mix 0.75 0.05 0.1 0.1 --augment_share 0.5 --max_steps $THINK_STEPS --warmup_steps 20" \
-        a2a_train more_train multi_train typed_train facts_train mix_train i2t_train
-    # in the end it is shown what the ear writes down, too, mistakes included; such words are no target for the projector
-    step heard     "$WORK/data/heard_train/multi_train.parquet" $PYTHON -m nano.write_down "$WORK"/data/{a2a,more,mix,multi}_train \
-        --ear "$PACK/SenseVoiceSmall" --limit "$HEARD" --out "$WORK/data/heard_train"
-    step read      "$WORK/model/read_256.pth.done" stage read think 5e-4 "--mode thinker --question_mix 0.3 0.05 0.05 0.6 \
-        --augment_share 0.3 --max_steps $READ_STEPS --warmup_steps 20" \
-        heard_train heard_train a2a_train multi_train typed_train facts_train mix_train i2t_train
-    # pictures that it has not seen before, and enough of the rest that nothing is forgotten
-    step see       "$WORK/model/see_256.pth.done" stage see read 1e-3 "--mode thinker --question_mix 0.2 0.3 0.05 0.45 \
-        --augment_share 0.3 --max_steps $SEE_STEPS --warmup_steps 20" \
-        i2t_train typed_train facts_train heard_train a2a_train multi_train mix_train
-    # the Talker has never stood behind a picture, a sound or a long talk: it would not end, or not begin
-    step lent      "$WORK/data/lent_train/lent.parquet" $PYTHON -m nano.lend_speech "$WORK"/data/{a2a,multi,mix,i2t}_train \
-        --speech "$WORK"/data/t2a_{train,sentences} --out "$WORK/data/lent_train"
-    step talk      "$WORK/model/talk_256.pth.done" stage talk see "$RATE" "$TALKER --mode talker --max_steps $TALK_STEPS \
-        --warmup_steps 20" lent_train t2a_train t2a_sentences t2a_mixed
-    last=talk
-fi
-$PYTHON -m trainer.average_weights "$WORK/model/${last}"_256_resume_step*.pth --out "$PACK/sft_omni_256.pth"
+step examine   "$WORK/eval/.complete"          examine
+$PYTHON -m nano.summary --work "$WORK" --pack "$PACK"
 if [ "$SHIP" = 1 ] && [ "$PACK" != model/nano ]; then
     for part in "$PACK"/*; do
         rm -rf "model/nano/$(basename "$part")"
