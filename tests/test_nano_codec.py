@@ -163,6 +163,8 @@ def test_latent_space_keeps_the_largest_directions():
 
 
 def test_resume_equals_an_uninterrupted_run(out, speech, tmp_path):
+    train(TINY, speech, tmp_path, steps=1, stop_after=0)  # the books alone, as --books_only
+    assert (tmp_path / "targets.pt").exists() and not (tmp_path / "mimi").exists()
     train(TINY, speech, tmp_path, steps=STEPS, log_interval=2, save_interval=20, stop_after=37)  # dies at 37, was saved at 20, mid-phase
     train(TINY, speech, tmp_path, steps=STEPS, log_interval=2, save_interval=20)
     one, other = (torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (out, tmp_path))

@@ -53,6 +53,28 @@ def test_above_the_bridge_only_what_the_talker_does_not_hear_changes(run, tmp_pa
     assert changed and all(name.startswith("model.norm") or int(name.split(".")[2]) >= first for name in changed)
 
 
+def test_a_whole_model_has_a_talker_that_begins_as_the_thinkers_last_layers(run):
+    _, weights = run(5, "--whole")
+    model = MiniMindOmni(OmniConfig.preset("nano"))
+    model.load_state_dict(weights)
+    copied = {name: value for name, value in weights.items() if name.startswith("talker.layers.0.")}
+    assert copied
+    for name, value in copied.items():
+        assert torch.equal(value, weights[name.replace("talker.layers.0.", "model.layers.2.")]), name
+
+
+def test_rows_in_parts_of_one_length_give_the_loss_of_all():
+    torch.manual_seed(0)
+    model = MiniMindOmni(OmniConfig(vocab_size=64, hidden_size=32, num_hidden_layers=3, num_talker_hidden_layers=1, talker_hidden_size=32))
+    ids = [torch.randint(36, 64, (length,)) for length in torch.randint(4, 40, (train_llm.PART + 9,)).tolist()]
+    rows = [(row, torch.where(torch.rand(len(row)) < 0.5, row, IGNORE)) for row in ids]
+    parts = list(train_llm.text_losses(model, rows, half=False))
+    alone = [torch.nn.functional.cross_entropy(model(row[None]).logits[0], labels, ignore_index=IGNORE, reduction="sum")
+             for row, labels in rows]
+    assert len(parts) == 2
+    torch.testing.assert_close(sum(parts), sum(alone) / sum(int((labels != IGNORE).sum()) for _, labels in rows), atol=1e-5, rtol=1e-5)
+
+
 def test_every_kind_of_text_has_held_out_ones(tmp_path, monkeypatch):
     monkeypatch.setattr(train_llm, "PICTURE_QUESTIONS", 200)
     train, heldout = corpus.build()

@@ -1,9 +1,26 @@
-"""trainer/train_nano.sh's bookkeeping: what its steps took, two lanes counted once, and the table at its end."""
+"""trainer/train_nano.sh's bookkeeping: what its steps took, two lanes counted once, and the table at its end; all of it, tiny (slow)."""
+import fcntl
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
 from nano import summary
+
+SCRIPT = Path(__file__).resolve().parents[1] / "trainer/train_nano.sh"
+TINY = {
+    "COMPILE": "0", "CODEC_CLIPS": "50", "CODEC_SIZE": "--adversarial_at 1 --batch_size 2 --frames 8 --fit_frames 4000 --threads 1",
+    "CODEC_LENGTH": "--steps 12 --joint_at 0.36 --encoder_at 0.75", "CODEC_TUNE": "--steps 6 --joint_at 0", "LLM_STEPS": "6",
+    "EYES": "--steps 3 --batch_size 8 --questions 2 --pictures 16", "EARS": "--steps 6 --batch_size 8 --clips 4", "LIMIT": "60",
+    "TURNS": "--steps 3 --turns 40", "THINK_STEPS": "4", "TALK_STEPS": "4", "EXTRA": "--save_interval 2", "BATCH": "8", "HEARD": "10",
+    "SPEAKERS": "--steps 5 --each 8", "SPOKEN": "--sentences 30 --words 20", "FURTHER": "--limit 20 --sentences 20 --foreign 0.5",
+    "TALKS": "--limit 60 --askings 1 --conversations 20 --typed 10 --questions 20 --spoken 6 --heldout 4", "LENT": "--talks 5", "N": "2"}
 
 TIMES = "speech\t0\t600\tdone\ncodec\t600\t3000\tstopped\nllm\t600\t1800\tdone\ncodec\t9000\t9600\tdone\n"
 
@@ -39,3 +56,29 @@ def test_the_table_has_times_figures_and_size(tmp_path, capsys):
 def test_without_times_one_line_says_so(tmp_path, capsys):
     assert summary.main([f"--work={tmp_path}"]) == 2
     assert "times.tsv" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not all(map(shutil.which, ("flite", "festival", "espeak-ng"))), reason="needs flite, festival and espeak-ng")
+def test_a_killed_script_goes_on_without_doing_anything_twice(tmp_path):
+    work = tmp_path / "nano"
+    settings = {**os.environ, **TINY, "WORK": str(work), "PYTHON": sys.executable, "DEVICE": "cpu"}
+    with open(tmp_path / "log", "w") as log:
+        first = subprocess.Popen(["bash", SCRIPT], env=settings, stdout=log, stderr=log, start_new_session=True)
+        while not (work / "data" / "a2a_train").exists():
+            assert first.poll() is None, (tmp_path / "log").read_text()[-2000:]
+            time.sleep(1)
+        os.killpg(first.pid, signal.SIGKILL)
+        with open(work / ".lock") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # as soon as what ran beside it is done, too
+            refused = subprocess.run(["bash", SCRIPT], env=settings, capture_output=True, text=True)
+        assert refused.returncode == 1 and "is at work" in refused.stdout
+        finished = ("corpus/mixed.jsonl", "codec/targets.pt", "model/llm_256.pth")
+        made = {path: path.stat().st_mtime_ns for path in map(work.joinpath, finished)}
+        subprocess.run(["bash", SCRIPT], env=settings, stdout=log, stderr=log, check=True)
+    assert made == {path: path.stat().st_mtime_ns for path in made}
+    steps = [name for name, _, _ in summary.read_times(work / "times.tsv")]
+    assert len(steps) == len(set(steps)) and {"codec", "eyes", "ears", "think", "talk", "examine"} <= set(steps)
+    table = (work / "summary.md").read_text()
+    assert all(title in table for title in summary.FIGURES)
+    assert (work / "pack/sft_omni_256.pth").exists() and (work / "pack/mimi/model.safetensors").exists()

@@ -64,10 +64,10 @@ def test_sets_are_planned_built_and_valid(tmp_path):
     args = build_sets.parse_args([*build_sets.SETS, "--corpus", str(tmp_path / "corpus"), "--out", str(tmp_path / "data"), "--codec",
                                   str(TARGETS), "--speaker_encoder", "none", "--tokenizer", "none", "--workers", "1", "--limit", "2",
                                   "--others", "1", "--strangers", "1", "--askings", "1", "--conversations", "40", "--typed", "360",
-                                  "--questions", "4", "--spoken", "2", "--heldout", "1"])
+                                  "--questions", "4", "--spoken", "2", "--heldout", "1", "--words", "1"])
     found = build_sets.plan_sets(args)
     assert {name: len(lines) for name, lines in found.items()} == {
-        "t2a_train": 8, "t2a_sentences": 6, "t2a_mixed": 6, "t2a_words": 6, "t2a_heldout": 6, "i2t_train": 4, "mix_train": 2,
+        "t2a_train": 8, "t2a_sentences": 6, "t2a_mixed": 6, "t2a_words": 3, "t2a_heldout": 6, "i2t_train": 4, "mix_train": 2,
         "i2t_heldout": 1, "typed_train": 2, "more_train": 4, "facts_train": 2,
         "mix_heldout": 1, "told_heldout": 1, **{f"{name}_{part}": 2 for name in ("a2a", "multi")
                                                 for part in ("train", "heldout", "noisy", "unseen")}}

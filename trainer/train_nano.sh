@@ -25,10 +25,10 @@ LIMIT=${LIMIT:-13715}                     # pairs of the corpus that are spoken:
 SPEAKERS=${SPEAKERS:---steps 1000}
 LLM_STEPS=${LLM_STEPS:-1300}
 EYES=${EYES:---steps 1600 --batch_size 64 --questions 2 --lr 2e-3}
-EARS=${EARS:---steps 2200 --batch_size 64 --clean 0.4 --dropout 0}
+EARS=${EARS:---steps 2000 --batch_size 64 --clean 0.4 --dropout 0}
 TURNS=${TURNS:---steps 800}
-THINK_STEPS=${THINK_STEPS:-4000}
-TALK_STEPS=${TALK_STEPS:-3600}
+THINK_STEPS=${THINK_STEPS:-3600}
+TALK_STEPS=${TALK_STEPS:-3200}
 PROCESSES=${PROCESSES:-$([ "$DEVICE" = cpu ] && echo "$CORES" || echo 1)}  # of the trainings; one a core
 BATCH=${BATCH:-32}                        # rows per process
 RATE=${RATE:-1.2e-3}
@@ -170,6 +170,8 @@ ship() {  # copy as a whole or not at all
 }
 
 mkdir -p "$WORK"
+exec 9> "$WORK/.lock"  # held by whatever this script starts, too: after a kill -9 codec or eyes may still be learning
+flock -n 9 || { echo "another run of this script, or a step it left behind, is at work in $WORK"; exit 1; }
 step corpus    "$WORK/corpus/mixed.jsonl"      $PYTHON -m nano.corpus --out "$WORK/corpus"
 step tokenizer "$PACK/tokenizer_config.json"   $PYTHON -m nano.tokenizer --corpus "$WORK/corpus" --out "$PACK"
 step speech    "$WORK/speech/.complete"        speech
