@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The nano world from zero, offline: corpus, tokenizer, speech, codec, ears, eyes, text, then a model that hears, sees and speaks: a pack
-# in out/nano/pack, and a table of what it can and what each step took (about six hours on two CPU cores).
+# in out/nano/pack, and a table of what it can and what each step took. Made to fit into six hours on two CPU cores.
 # Each step is skipped when its product exists and continues where it was when interrupted: run this again after any stop.
-# To make a step anew, delete its product (the path printed beside it). What was tried and why: nano/README.md.
+# To make a step anew, delete its product (the path printed beside it). What was tried and why: nano/HISTORY.md.
 #   bash trainer/train_nano.sh
 #   SHIP=1 bash trainer/train_nano.sh         and then copy the pack over the shipped one, model/nano
 set -euo pipefail
