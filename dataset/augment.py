@@ -3,7 +3,6 @@
 - Wavs are float32 (S,) in [-1, 1] at 16 kHz; every function returns a new array of the same kind.
 - All randomness comes from the numpy Generator that is passed in.
 - `augment` applies the effects in the order in which a room, a microphone and a bad line would.
-- `spec_augment` masks fbank frames (T, F); it is separate because the fbank is computed by the encoder's front end.
 """
 from dataclasses import dataclass
 
@@ -102,16 +101,3 @@ def mask_time(wav: np.ndarray, seconds: float, rng: np.random.Generator) -> np.n
     wav = wav.copy()
     wav[start:start + length] = 0
     return wav
-
-
-def spec_augment(frames: np.ndarray, rng: np.random.Generator, num_masks: int = 2, max_frames: int = 10, max_bins: int = 10) -> np.ndarray:
-    """fbank (T, F) -> (T, F): `num_masks` bands and stretches replaced by the mean; a stretch is at most T // 10 frames."""
-    frames = frames.copy()
-    fill = frames.mean()
-    num_frames, num_bins = frames.shape
-    for _ in range(num_masks):
-        width, length = rng.integers(max_bins + 1), rng.integers(min(max_frames, num_frames // 10) + 1)
-        low, start = rng.integers(num_bins - width + 1), rng.integers(num_frames - length + 1)
-        frames[:, low:low + width] = fill
-        frames[start:start + length] = fill
-    return frames

@@ -333,10 +333,15 @@ class Chat:
         return self.engine.max_length - params.max_new_tokens
 
     def fit(self, messages: list[dict], params: GenerationParams, reserve: int = 0) -> list[dict]:
-        """The conversation without its oldest turns, as many as must go for the reply and `reserve` more tokens to have room."""
-        while len(messages) > 2 and len(encode_text(self.tokenizer, self._render(messages, params))) > self._room(params) - reserve:
-            messages = messages[2:]
-        return messages
+        """The conversation without its oldest turns, as many as must go for the reply and `reserve` more tokens to have room.
+
+        What the system says first stays.
+        """
+        head = messages[:1] if messages[0]["role"] == "system" else []
+        turns = messages[len(head):]
+        while len(turns) > 2 and len(encode_text(self.tokenizer, self._render(head + turns, params))) > self._room(params) - reserve:
+            turns = turns[2:]
+        return head + turns
 
     def _encode_inputs(self, audio, images) -> dict:
         """Features of the frozen encoders, as keyword arguments of a Request."""

@@ -188,11 +188,17 @@ class Engine:
         self.rows.active[session.row] = False
         request = session.request
         if request.conversation is not None and finish.reason is not Reason.FAILED:
-            fed = session.fed()
-            thought, talked = (fed.shape[1],) * 2 if session.speaking else (session.num_thought, session.num_talked)
-            self.store.put(request.conversation, Conversation(
-                fed, self.cache.save_row(session.row, thought), thought, talked, request.features_from(self.config), request.spk_emb))
+            try:
+                self._keep(session)
+            except Exception:  # out of memory, say: the next turn reads its prompt anew
+                log.exception("the conversation of session %d could not be kept", session.slot)
         self.cache.clear_row(session.row, session.used)
+
+    def _keep(self, session: Session) -> None:
+        request, fed = session.request, session.fed()
+        thought, talked = (fed.shape[1],) * 2 if session.speaking else (session.num_thought, session.num_talked)
+        self.store.put(request.conversation, Conversation(
+            fed, self.cache.save_row(session.row, thought), thought, talked, request.features_from(self.config), request.spk_emb))
 
     def _continue_conversation(self, session: Session) -> None:
         """Load what was kept of the session's conversation as far as it is valid for the new prompt."""

@@ -13,9 +13,10 @@ import base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from engine.realtime_events import (Append, Clear, Commit, Content, Item, ItemCreate, ItemDelete, ItemRetrieve, ItemTruncate,
+from engine.realtime_events import (Append, Clear, Commit, ItemCreate, ItemDelete, ItemReference, ItemRetrieve, ItemTruncate,
                                     ProtocolError, ResponseCancel, ResponseCreate, ResponseSettings, ServerVad, SessionUpdate, VoiceId,
-                                    build_item, decode_base64, effective_turn_detection, parse)
+                                    decode_base64, effective_turn_detection, parse)
+from engine.realtime_items import Content, Item, build_item, heard_share, history
 from engine.realtime_mic import BYTES_PER_MS, MAX_UTTERANCE_S, Microphone, Utterance
 from engine.vad import SpeechStarted
 from engine.voices import match_voice
@@ -169,6 +170,8 @@ class RealtimeSession:
         """A reply could not be made, or broke off."""
         if self.response is not None and self.response.id == response_id:
             self._close({"type": "failed", "error": {"type": error.type, "code": error.code, "message": str(error)}}, Usage())
+            if error.type == "invalid_request_error":  # what cannot be heard or seen must not stand before all later questions
+                self._drop_sounds_and_pictures(self.items)
             self._answer_owed()
         return self._drain()
 
@@ -242,7 +245,8 @@ class RealtimeSession:
         self.items.insert(index, item)
         self._send("conversation.item.added", item=item.as_dict(), **self._previous(index))
         if len(self.items) > MAX_ITEMS:
-            self._send("conversation.item.deleted", item_id=self.items.pop(0).id)
+            oldest = 1 if index == 0 else 0  # never the new one
+            self._send("conversation.item.deleted", item_id=self.items.pop(oldest).id)
 
     # ---- messages
 
@@ -314,7 +318,7 @@ class RealtimeSession:
     def _answer_owed(self) -> None:
         if not self.reply_owed:
             return
-        self.reply_owed = False
+        self.reply_owed = False  # whatever comes of it
         try:
             self._respond(ResponseSettings())
         except ProtocolError as error:  # the client has deleted what was to be answered
@@ -330,6 +334,12 @@ class RealtimeSession:
         self._commit_audio(self.mic.take(), announced)
 
     def _commit_audio(self, pcm: bytes, item_id: str | None) -> None:
+        held = sum(item.num_bytes for item in self.items) + len(pcm)
+        for item in self.items:  # of turns that nobody has asked to answer, the oldest are words from now on
+            if held <= MAX_HELD_BYTES:
+                break
+            held -= item.num_bytes
+            self._drop_sounds_and_pictures([item])
         item = Item(item_id or self._new_id("item"), "user", [Content("input_audio", pcm=pcm)])
         self._send("input_audio_buffer.committed", item_id=item.id, **self._previous(len(self.items)))
         self._add_whole(item, len(self.items))
@@ -367,6 +377,7 @@ class RealtimeSession:
         if event.audio_end_ms < part.audio_ms:
             part.text = heard_share(part.text, event.audio_end_ms / part.audio_ms)
             part.audio_ms = event.audio_end_ms
+            self.mic.hush()  # the client has stopped playing it
         self._send("conversation.item.truncated", item_id=item.id, content_index=event.content_index, audio_end_ms=int(event.audio_end_ms))
 
     def _delete(self, event: ItemDelete) -> None:
@@ -386,13 +397,18 @@ class RealtimeSession:
         if self.response is None or event.response_id not in (None, self.response.id):
             raise ProtocolError("no such response is in progress", "response_cancel_not_active")
         self._cancel("client_cancelled")
+        self._answer_owed()
 
     # ---- responses
 
     def _start_reply(self, response_id: str, asked: ResponseSettings, items: list[Item]) -> StartReply:
         """The command to answer a conversation of `items`."""
         s = self.settings
+        if asked.input is not None:
+            items = [self._require(new.id) if isinstance(new, ItemReference) else build_item(new, "", f"response.input.{i}")
+                     for i, new in enumerate(asked.input)]
         voice = self._voice(asked.audio.output.voice, "response.audio.output.voice") or s["voice"]
+        voice = voice if voice in self.voices else self.voices[0]  # another model may have taken the place of the one that had it
         limit = asked.max_output_tokens or s["max_output_tokens"]
         messages, pcm, images = history(items, s["instructions"] if asked.instructions is None else asked.instructions)
         spoken = (asked.output_modalities or s["output_modalities"]) == ["audio"]
@@ -400,7 +416,7 @@ class RealtimeSession:
 
     def _respond(self, asked: ResponseSettings) -> None:
         start = self._start_reply(self._new_id("resp"), asked, self.items)
-        self.prepared_ms = None  # what was prepared is taken or discarded now
+        self.prepared_ms, self.reply_owed = None, False  # what was prepared is taken or discarded now
         item, spoken = Item(self._new_id("item"), "assistant", status="in_progress"), start.spoken
         self.response = response = Response(start.response_id, item, spoken, asked.conversation == "auto", start.voice, asked.metadata)
         self._send("response.created", response=self._response("in_progress"))
@@ -445,41 +461,12 @@ class RealtimeSession:
         self._send("response.done", response=self._response(status, details, usage))
         self.response = None
         if status == "completed" and response.in_conversation:  # its question is answered: from now on it is words
-            for earlier in self.items[:self.items.index(item)] if item in self.items else ():
-                for content in earlier.content:
-                    content.pcm = content.image = b""
+            self._drop_sounds_and_pictures(self.items[:self.items.index(item)] if item in self.items else ())
 
-
-def history(items: Sequence[Item], instructions: str) -> tuple[list[dict], bytes, list[bytes]]:
-    """Everything said in `items`, as messages; sound and pictures of what the user has said since the last reply.
-
-    ProtocolError when there is nothing to answer.
-    """
-    messages = [{"role": "system", "content": instructions}] if instructions else []
-    parts: list[Content] = []
-    for item in items:
-        if item.role == "assistant" and not item.text:
-            continue  # interrupted before it had begun
-        if messages and messages[-1]["role"] == item.role:
-            messages[-1]["content"] = "\n\n".join(filter(None, (messages[-1]["content"], item.text)))
-        else:
-            messages.append({"role": item.role, "content": item.text})
-            parts = []
-        parts += item.content
-    if not messages or messages[-1]["role"] != "user":
-        raise ProtocolError("there is nothing to answer: the conversation must end with a user's item", "nothing_to_answer")
-    pcm = b"".join(part.pcm for part in parts)[-1000 * MAX_UTTERANCE_S * BYTES_PER_MS:]
-    if pcm:  # it hears the words: they are not to be read as well
-        messages[-1]["content"] = "\n\n".join(part.text for part in parts if part.text and part.type == "input_text")
-    return messages, pcm, [part.image for part in parts if part.image]
-
-
-def heard_share(text: str, share: float) -> str:
-    """The first part of `text`, a share of 0 to 1 of its characters, in whole words where it has any."""
-    cut = text[:round(len(text) * share)]
-    if len(cut) < len(text) and " " in text and not text[len(cut)].isspace():
-        cut = cut.rpartition(" ")[0]
-    return cut.rstrip()
+    def _drop_sounds_and_pictures(self, items: Sequence[Item]) -> None:
+        for item in items:
+            for content in item.content:
+                content.pcm = content.image = b""
 
 
 HANDLERS = {SessionUpdate: RealtimeSession._update, Append: RealtimeSession._append, Commit: RealtimeSession._commit,

@@ -7,7 +7,6 @@
 import base64
 import binascii
 import json
-from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, TypeAdapter, ValidationError
@@ -113,6 +112,11 @@ class NewItem(Model):
     content: list[Part] = Field(min_length=1, max_length=MAX_PARTS)
 
 
+class ItemReference(Model):
+    type: Literal["item_reference"]
+    id: Id
+
+
 class ResponseAudio(Model):
     output: OutputAudio = OutputAudio()
 
@@ -123,6 +127,7 @@ class ResponseSettings(Model):
     max_output_tokens: MaxTokens | None = None
     conversation: Literal["auto", "none"] = "auto"
     metadata: dict[str, Text] | None = None
+    input: Annotated[list[NewItem | ItemReference], Field(max_length=MAX_PARTS)] | None = None  # instead of the conversation
     audio: ResponseAudio = ResponseAudio()
 
 
@@ -223,79 +228,3 @@ def effective_turn_detection(asked: ServerVad | SemanticVad | None) -> dict | No
         asked = ServerVad(type="server_vad", silence_duration_ms=SILENCE_MS[asked.eagerness], create_response=asked.create_response,
                           interrupt_response=asked.interrupt_response)
     return asked and asked.model_dump()
-
-
-# ---- items of a conversation
-
-KINDS = {"user": ("input_text", "input_audio", "input_image"), "system": ("input_text",), "assistant": ("output_text", "output_audio")}
-
-
-@dataclass
-class Content:
-    """One part of an item. pcm: 24 kHz speech of the user; image: an encoded picture; audio_ms: how long the model spoke."""
-    type: str
-    text: str = ""
-    pcm: bytes = b""
-    image: bytes = b""
-    audio_ms: float = 0.0
-
-    def as_dict(self) -> dict:
-        if self.type == "input_audio":
-            return {"type": self.type, "transcript": self.text or None}  # the Agents SDK wants the key, whatever it holds
-        if self.type == "input_image":
-            return {"type": self.type}
-        return {"type": self.type, "transcript" if self.type == "output_audio" else "text": self.text}
-
-
-@dataclass
-class Item:
-    """A message of the conversation."""
-    id: str
-    role: str
-    content: list[Content] = field(default_factory=list)
-    status: str = "completed"
-
-    @property
-    def text(self) -> str:
-        return "\n\n".join(part.text for part in self.content if part.text)
-
-    @property
-    def num_bytes(self) -> int:
-        """Of sound and pictures."""
-        return sum(len(part.pcm) + len(part.image) for part in self.content)
-
-    def as_dict(self) -> dict:
-        return {"id": self.id, "object": "realtime.item", "type": "message", "status": self.status, "role": self.role,
-                "content": [part.as_dict() for part in self.content]}
-
-
-def decode_image_url(url: str, param: str) -> bytes:
-    """The bytes of a data URL; nothing else is ever opened. ProtocolError naming `param`."""
-    head, comma, data = url.partition(",")
-    if not (comma and head.startswith("data:image/") and head.endswith(";base64")):
-        raise ProtocolError(f"{param} must be a data URL: data:image/png;base64,...", param=param)
-    return decode_base64(data, param)
-
-
-def build_item(new: NewItem, item_id: str) -> Item:
-    """The Item that a client asked for. ProtocolError when a part does not fit its role or lacks its data."""
-    item = Item(item_id, new.role)
-    for i, part in enumerate(new.content):
-        where = f"item.content.{i}"
-        kind = "output_text" if part.type == "text" else part.type
-        if kind not in KINDS[new.role]:
-            raise ProtocolError(f"{where}: a {new.role} message has no {part.type}", param=where)
-        given = {"input_audio": part.audio, "input_image": part.image_url, "output_audio": part.transcript}.get(kind, part.text)
-        if given is None:
-            raise ProtocolError(f"{where}: {part.type} has no data", "missing_required_parameter", where)
-        content = Content(kind)
-        if kind == "input_audio":
-            content.pcm = decode_base64(given, f"{where}.audio")
-            if len(content.pcm) % 2 or not content.pcm:
-                raise ProtocolError(f"{where}.audio: pcm16 needs an even number of bytes, at least 2", "invalid_audio", f"{where}.audio")
-        elif kind == "input_image":
-            content.image = decode_image_url(given, f"{where}.image_url")
-        else:
-            content.text = given
-        item.content.append(content)
-    return item

@@ -126,6 +126,6 @@ def capture(function: Callable[[], Tensor], pool=None) -> tuple[torch.cuda.CUDAG
             function()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):  # the encoders' thread may allocate meanwhile
         result = function()
     return graph, result

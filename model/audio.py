@@ -90,6 +90,8 @@ def encode_audio(wav, rate: int, format: str) -> bytes:
     if format == "pcm16":
         return to_pcm16(wav)
     container, subtype = ENCODINGS[format]
+    if not len(wav):
+        wav = np.zeros(rate // 100)  # without a sample an mp3 or flac would be no file at all
     file = io.BytesIO()
     soundfile.write(file, np.asarray(wav, np.float32), rate, format=container, subtype=subtype)
     return file.getvalue()

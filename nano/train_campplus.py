@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from model.audio import fbank  # noqa: E402  (needs the path above)
 from model.checkpoint import load_weights, save_atomic, save_json  # noqa: E402
+from model.hardware import fast_bfloat16  # noqa: E402
 from model.encoders import CAMPPlus, _funasr_classes  # noqa: E402
 from nano.speech import TRAIN_VOICES, synthesise  # noqa: E402
 
@@ -162,7 +163,7 @@ def train(speech: Speech, pool: list[int], args, work: Path):
     began, loss_sum, right_sum = time.time() - seconds, 0.0, 0.0
     while step < args.steps:
         frames, speaker = (t.to(device) for t in batch_of(speech, pool, args.batch_size, generator))
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=fast_bfloat16(device)):
             vectors = model(frames)
         loss, right = margin_loss(vectors, centres, speaker, MARGIN * min(1.0, 4 * step / args.steps))
         optimizer.zero_grad()

@@ -10,7 +10,6 @@
     python -m nano.train_llm --steps 1500
 """
 import argparse
-import json
 import math
 import random
 import sys
@@ -30,7 +29,7 @@ from model.model_omni import MiniMindOmni, init_talker_from_thinker
 from model.optimizers import adamw_and_muon
 from model.sequence import build_training_row, pad_rows, tokenize_turns
 from nano import multi_turn
-from nano.corpus import NO_FACTS, SEED, facts, read_jsonl
+from nano.corpus import NO_FACTS, SEED, facts, read_jsonl, write_jsonl
 from nano.scenes import plan
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -136,14 +135,14 @@ def main():
         weight.requires_grad_(True)
     matrices = [p for name, p in model.named_parameters() if p.requires_grad and p.ndim == 2 and ".layers." in name]
     optimizers = adamw_and_muon(weights, matrices, args.learning_rate, betas=(0.9, 0.95))
-    draws, first, checkpoint = torch.Generator().manual_seed(args.seed), 0, args.work / "checkpoint.pt"
+    draws, first, curve, checkpoint = torch.Generator().manual_seed(args.seed), 0, [], args.work / "checkpoint.pt"
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=args.device, weights_only=True)
         model.load_state_dict(state["model"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         draws.set_state(state["random"].cpu())
-        first = state["step"]
+        first, curve = state["step"], state["curve"]
     args.work.mkdir(parents=True, exist_ok=True)
 
     half, bar = args.dtype == "bfloat16", tqdm(range(first, args.steps), initial=first, total=args.steps, desc="llm")
@@ -163,16 +162,16 @@ def main():
             with torch.no_grad():
                 held = {kind: sum(text_losses(model, unseen[kind], half)).item() for kind in unseen}
             bar.set_postfix(train=f"{train:.3f}", **{kind: f"{value:.3f}" for kind, value in held.items()})
-            with open(args.work / "log.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step + 1, "train": train, "heldout": held}) + "\n")
+            curve.append({"step": step + 1, "train": train, "heldout": held})
             save_atomic({"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "random": draws.get_state(),
-                         "step": step + 1}, checkpoint)
+                         "step": step + 1, "curve": curve}, checkpoint)
+            write_jsonl(curve, args.work / "log.jsonl")
     if args.whole:
         init_talker_from_thinker(model)
     keep = {k: v.half() for k, v in model.state_dict().items() if args.from_weight or args.whole or k.startswith(("model.", "lm_head."))}
     target = args.out / f"llm_{config.hidden_size}.pth"
-    save_atomic(keep, target)
     save_json({"config": config.to_dict()}, target.with_suffix(".json"))
+    save_atomic(keep, target)  # last: whoever sees it finds its sizes beside it
     print(f"{target}: {sum(v.numel() for v in keep.values()) / 1e6:.2f} M values")
 
 

@@ -368,28 +368,31 @@ def train(options, speech, out, device="cpu", steps=None, minutes=None, log_inte
     if checkpoint.exists():
         run.restore(torch.load(checkpoint, map_location=run.device, weights_only=True))
         log.info("continuing %s at step %d", out, run.step)
+    elif (out / "targets.pt").exists():
+        run.use_targets(out / "targets.pt")
     else:
-        if (out / "targets.pt").exists():
-            run.use_targets(out / "targets.pt")
-        else:
-            run.fit()
-            save_atomic({"space": asdict(run.space), "books": run.books.half()}, out / "targets.pt")
+        run.fit()
+    if not (out / "targets.pt").exists():
+        save_atomic({"space": asdict(run.space), "books": run.books.half()}, out / "targets.pt")
+    if not checkpoint.exists():
         if start_from:
             run.start_from(start_from)
         save_atomic(run.state(), checkpoint)
-    rows, clock = [], time.perf_counter() - run.seconds
+    rows = []
     _trim_curve(out / "curve.csv", run.step)
     bar = tqdm(total=steps, initial=run.step, unit="it", desc="codec", mininterval=5)
     first = run.step
     while True:
-        run.seconds = time.perf_counter() - clock
         progress = run.step / steps if steps else run.seconds / (60 * minutes)
         if progress >= 1 or (stop_after is not None and run.step - first >= stop_after):
             break
         phase = phase_at(progress, options)
         if phase != run.phase:
             run.enter(phase, out)
+        began = time.perf_counter()
         losses = run.train_step(progress)
+        if not (use_compile and run.step == first + 1):  # to compile is not to learn, nor is to save
+            run.seconds += time.perf_counter() - began
         bar.update()
         if run.step % log_interval == 0:
             values = {name: float(value) for name, value in losses.items()}
@@ -419,8 +422,10 @@ def _trim_curve(path, step):
     if path.exists():
         with open(path, newline="", encoding="utf-8") as file:
             rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
-        path.unlink()
-        _append_curve(path, rows)
+        kept = path.with_name(f"{path.name}.tmp")
+        kept.unlink(missing_ok=True)
+        _append_curve(kept, rows)
+        os.replace(kept, path)
 
 
 def _append_curve(path, rows):

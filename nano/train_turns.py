@@ -13,7 +13,6 @@
 """
 import argparse
 import copy
-import json
 import random
 import sys
 from pathlib import Path
@@ -32,6 +31,7 @@ from model.encoders import SenseVoice, SigLIP2, sensevoice_frames
 from model.hardware import fast_bfloat16, keep_freed_memory
 from model.model_omni import MiniMindOmni
 from model.optimizers import adamw_and_muon
+from nano.corpus import write_jsonl
 from nano.train_llm import learning_rate
 
 TURNS = 8  # of a talk, at most
@@ -110,13 +110,13 @@ def train(model, turns, args):
     layers = model.model.layers[:model.config.bridge_layer + 1].requires_grad_(True)
     weights = list(layers.parameters())
     optimizers = adamw_and_muon(weights, [p for p in weights if p.ndim == 2], args.learning_rate)
-    first, checkpoint = 0, args.work / "checkpoint.pt"
+    first, curve, checkpoint = 0, [], args.work / "checkpoint.pt"
     if checkpoint.exists():
         state = load_weights(checkpoint)
         layers.load_state_dict(state["layers"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        first = state["step"]
+        first, curve = state["step"], state["curve"]
     args.work.mkdir(parents=True, exist_ok=True)
     print("distance by turns before:", report(model.model, teacher, turns, half, args.seed))
     for step in (bar := tqdm(range(first, args.steps), initial=first, total=args.steps, desc="turns apart", mininterval=5)):
@@ -137,9 +137,10 @@ def train(model, turns, args):
         bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
         if (step + 1) % args.save_interval == 0 or step + 1 == args.steps:
             found = report(model.model, teacher, turns, half, args.seed)
-            with open(args.work / "log.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step + 1, "loss": loss, "distance": found}) + "\n")
-            save_atomic({"layers": layers.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": step + 1}, checkpoint)
+            curve.append({"step": step + 1, "loss": loss, "distance": {str(depth): share for depth, share in found.items()}})
+            save_atomic({"layers": layers.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": step + 1,
+                         "curve": curve}, checkpoint)
+            write_jsonl(curve, args.work / "log.jsonl")
     print("distance by turns before:", report(model.model, teacher, turns, half, args.seed))
 
 

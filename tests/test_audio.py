@@ -95,6 +95,7 @@ def test_encoded_audio_is_the_same_sound(format):
     again = audio.read_audio(audio.encode_audio(sound, 24000, format), 24000)
     assert len(again) == len(sound) and np.corrcoef(again[2400:-2400], sound[2400:-2400])[0, 1] > 0.99
     assert audio.encode_audio(sound, 24000, "pcm16") == audio.to_pcm16(sound)
+    assert len(audio.read_audio(audio.encode_audio(sound[:0], 24000, format), 24000)) > 0, "nothing is still a file"
 
 
 def test_what_strangers_send_is_decoded_within_bounds():

@@ -338,6 +338,9 @@ def test_oldest_turns_are_forgotten_first(chat):
     messages = [*turns, {"role": "user", "content": "now"}]
     kept = chat.fit(messages, params_for(chat))
     assert 2 < len(kept) < len(messages) and kept == messages[-len(kept):] and kept[0]["role"] == "user"
+    system = {"role": "system", "content": "Answer in one word."}
+    behind = chat.fit([system, *messages], params_for(chat))
+    assert behind[0] == system and behind[1]["role"] == "user" and behind[1:] == messages[1 - len(behind):] and len(behind) > 3
     list(chat.reply(kept, params_for(chat, max_new_tokens=2)))
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer
 
-from dataset.augment import AugmentOptions, add_noise, add_reverb, augment, change_speed, low_pass, mask_time, pink_noise, spec_augment
+from dataset.augment import AugmentOptions, add_noise, add_reverb, augment, change_speed, low_pass, mask_time, pink_noise
 from dataset.omni_dataset import SYSTEM_PROMPTS, BadRow, OmniDataset, OmniSample, Variants, collate
 from dataset.parquet_rows import ParquetRows
 from model.config import IGNORE, OmniConfig
@@ -490,11 +490,3 @@ def test_single_effects(tone):
     assert len(echo) == len(tone) and power(echo) == pytest.approx(power(tone), rel=1e-3) and not np.allclose(echo, tone, atol=0.01)
     masked = mask_time(np.ones(16000, np.float32), 0.05, rng)
     assert (masked == 0).sum() == 800
-
-
-def test_spec_augment_masks_little():
-    frames = np.random.default_rng(0).standard_normal((100, 80)).astype(np.float32)
-    masked = spec_augment(frames, np.random.default_rng(1))
-    assert masked.shape == frames.shape and masked.dtype == np.float32
-    assert 0 < (masked != frames).mean() < 0.5
-    assert spec_augment(frames[:3], np.random.default_rng(1)).shape == (3, 80)

@@ -139,6 +139,19 @@ def test_a_tokenizer_that_raises_ends_one_session(model):
     assert finish.reason is Reason.FAILED and finish.error == f"RuntimeError: no text for {tokenizer.angry}"
 
 
+def test_a_conversation_that_cannot_be_kept_ends_nobody(model, monkeypatch):
+    engine = Engine(model, slots=2)
+    slots = [engine.admit(random_request(model, seed, conversation=seed)) for seed in (1, 2)]
+    engine.step()
+
+    def no_memory(*args):
+        raise torch.OutOfMemoryError("none left")
+    monkeypatch.setattr(engine.cache, "save_row", no_memory)
+    assert engine.cancel(slots[0]).reason is Reason.CANCELLED and engine.num_free == 1
+    assert heard(drain(engine)[slots[1]])
+    assert engine.num_free == 2 and not engine.store.num_bytes
+
+
 def test_cancelling_twice_or_a_stranger_is_nothing(model):
     engine = Engine(model, slots=1)
     slot = engine.admit(random_request(model, 1))

@@ -6,8 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from engine.realtime import CancelReply, Prepare, RealtimeSession, StartReply, Transcribe, Usage, heard_share
+from engine.realtime import CancelReply, Prepare, RealtimeSession, StartReply, Transcribe, Usage
 from engine.realtime_events import MAX_TEXT, ProtocolError
+from engine.realtime_items import heard_share
 from engine.realtime_mic import LOOK_BACK_MS
 
 FRAME = b"\x01\x00" * 1920  # 80 ms of speech
@@ -200,6 +201,10 @@ def test_without_barge_in_the_turn_waits_for_the_reply():
     assert "CancelReply" not in types(out) and "response.created" not in types(out)
     out = session.finished(start.response_id, Usage(), True)
     assert types(out) == [*DONE, *BEGIN] and len(out[-1].pcm) > 0
+    say(session, SPEECH, 600), say(session, SILENCE, 700)
+    out = tell(session, "response.cancel")
+    assert types(out) == ["CancelReply", *DONE, *BEGIN], "the turn that waited for the reply is answered in its place"
+    assert types(session.finished(out[-1].response_id, Usage(), True)) == DONE, "once"
 
 
 def test_turns_without_a_reply():
@@ -207,6 +212,15 @@ def test_turns_without_a_reply():
     out = say(session, SPEECH, 600) + say(session, SILENCE, 700)
     assert types(out)[-1] == "Transcribe"
     assert types(tell(session, "response.create"))[-1] == "StartReply"
+
+
+def test_turns_that_nobody_answers_are_words_in_the_end(monkeypatch):
+    monkeypatch.setattr("engine.realtime.MAX_HELD_BYTES", 150_000)
+    session = new_session(audio={"input": {"turn_detection": {"type": "server_vad", "create_response": False}}})
+    for _ in range(5):
+        say(session, SPEECH, 600), say(session, SILENCE, 700)
+    sizes = [item.num_bytes for item in session.items]
+    assert len(sizes) == 5 and sum(sizes) <= 150_000 and not sizes[0] and sizes[-1]
 
 
 def test_manual_turns():
@@ -310,6 +324,37 @@ def test_a_reply_outside_the_conversation_leaves_no_trace():
     assert [item.role for item in session.items] == ["user"]
 
 
+def test_a_reply_may_be_to_other_items_than_the_conversation():
+    session = new_session(instructions="Be kind.")
+    item_id = ask(session)[0]["item"]["id"]
+    tell(session, "response.cancel")
+    other = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "And grass?"}]}
+    start = tell(session, "response.create", response={"conversation": "none", "input": [other]})[-1]
+    assert [m["content"] for m in start.messages] == ["Be kind.", "And grass?"] and len(session.items) == 2
+    tell(session, "response.cancel")
+    start = tell(session, "response.create", response={"input": [{"type": "item_reference", "id": item_id}, other]})[-1]
+    assert start.messages[-1]["content"] == "What color is the sky?\n\nAnd grass?"
+    tell(session, "response.cancel")
+    error = error_of(tell(session, "response.create", response={"input": [{"type": "item_reference", "id": "nobody"}]}))
+    assert error["code"] == "item_not_found"
+    wrong = {**other, "content": [{"type": "input_image"}]}
+    assert error_of(tell(session, "response.create", response={"input": [wrong]}))["param"] == "response.input.0.content.0"
+
+
+def test_a_picture_that_cannot_be_seen_does_not_stand_before_later_questions():
+    session = new_session()
+    picture = {"type": "input_image", "image_url": "data:image/png;base64,AAAA"}
+    for _ in range(6):
+        tell(session, "conversation.item.create", item={"type": "message", "role": "user", "content": [picture]})
+    start = ask(session)[-1]
+    assert len(start.images) == 4, "the last ones"
+    session.failed(start.response_id, ProtocolError("busy", "server_busy", type="rate_limit_error"))
+    start = tell(session, "response.create")[-1]
+    assert len(start.images) == 4, "it may be asked for again"
+    session.failed(start.response_id, ProtocolError("input_image is no picture"))
+    assert ask(session, "And grass?")[-1].images == []
+
+
 def test_a_failed_reply_says_why():
     session = new_session()
     start = ask(session)[-1]
@@ -344,6 +389,9 @@ def test_the_conversation_has_a_limit():
     for _ in range(205):
         out = tell(session, "conversation.item.create", item={"type": "message", "role": "user", "content": [text]})
     assert len(session.items) == 200 and types(out) == ["conversation.item.added", "conversation.item.deleted", "conversation.item.done"]
+    new = {"id": "first", "type": "message", "role": "user", "content": [text]}
+    out = tell(session, "conversation.item.create", item=new, previous_item_id="root")
+    assert session.items[0].id == "first" and len(session.items) == 200 and types(out)[-1] == "conversation.item.done"
     big = {"type": "input_audio", "audio": base64.b64encode(bytes(20 * 2**20)).decode()}
     item = {"type": "message", "role": "user", "content": [big]}
     tell(session, "conversation.item.create", item=item)

@@ -129,6 +129,12 @@ def test_wrong_requests_are_typed_errors(world, changes, code):
     assert 10 < len(error["message"]) < 500 and str(NANO.parent) not in error["message"]
 
 
+def test_a_conversation_has_only_so_many_sounds(world):
+    spoken = {"role": "user", "content": [wav_part(np.zeros(24_000))] * 8}
+    response = WEB.post(f"http://{world[0]}/v1/chat/completions", json={"model": "any", "messages": [spoken, spoken, *QUESTION, spoken]})
+    assert response.status_code == 400 and "24 sounds in one conversation; at most 16" in response.json()["error"]["message"]
+
+
 # ---- the other routes
 
 def test_a_text_is_read_aloud(client, world):

@@ -202,6 +202,7 @@ def test_resume_refuses_another_run(world, tmp_path):
         Trainer(parse_args(command(world, save_dir=tmp_path, from_resume=1, mode="audio_proj")), CPU)
     other = Trainer(parse_args(command(world, save_dir=tmp_path, from_resume=1, batch_size=2, max_steps=9)), CPU)
     assert other.batches == 2, "with half the batch, two batches are as far into the epoch"
+    assert (other.step, other.total_steps, other.total_batches) == (1, 9, 2 + 8), "but the steps asked for are counted as before"
 
 
 def test_training_from_a_language_model(world, tmp_path):
@@ -279,6 +280,20 @@ def test_steps_that_are_not_finite_are_skipped(world):
     assert any(not torch.equal(p, q) for p, q in zip(trainer.trained, before)), "and training goes on"
     *sums, good, bad = trainer.window.tolist()
     assert (good, bad) == (2, 1) and all(map(math.isfinite, sums))
+
+
+@pytest.mark.parametrize("broken", ["layers.0.self_attn.q_proj.weight", "norm.weight"])  # one of Muon's, one of AdamW's
+def test_two_optimizers_skip_a_step_together(world, broken):
+    trainer = Trainer(parse_args(command(world, optimizer="muon")), CPU)
+    batch = next(iter(trainer.data.loader(0, 1)))
+    trainer.train_step([batch])
+    before = [p.clone() for p in trainer.trained]
+    hook = trainer.model.model.get_parameter(broken).register_hook(lambda gradient: gradient * float("inf"))
+    trainer.train_step([batch])
+    assert all(torch.equal(p, q) for p, q in zip(trainer.trained, before))
+    hook.remove()
+    trainer.train_step([batch])
+    assert any(not torch.equal(p, q) for p, q in zip(trainer.trained, before))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

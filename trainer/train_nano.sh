@@ -2,7 +2,8 @@
 # The nano world from zero, offline: corpus, tokenizer, speech, codec, ears, eyes, text, then a model that hears, sees and speaks: a pack
 # in out/nano/pack, and a table of what it can and what each step took. Made to fit into six hours on two CPU cores.
 # Each step is skipped when its product exists and continues where it was when interrupted: run this again after any stop.
-# To make a step anew, delete its product (the path printed beside it). What was tried and why: nano/HISTORY.md.
+# To make a step anew, delete its product (the path printed beside it) and, of a training, the folder of its checkpoints.
+# What was tried and why: nano/HISTORY.md.
 #   bash trainer/train_nano.sh
 #   SHIP=1 bash trainer/train_nano.sh         and then copy the pack over the shipped one, model/nano
 set -euo pipefail
@@ -48,8 +49,8 @@ for program in flite festival espeak-ng; do  # now, not after hours
 done
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((CORES > 3 ? CORES / 2 : 1))}  # two things are done at a time
 
-STEP= BESIDE=
-trap 'spent stopped; [ -z "$BESIDE" ] || kill -- "-$BESIDE"' EXIT
+STEP= GROUP= BESIDE=
+trap leave EXIT
 
 step() {  # step NAME PRODUCT COMMAND...
     local name=$1 product=$2
@@ -60,8 +61,22 @@ step() {  # step NAME PRODUCT COMMAND...
     fi
     echo "== $name"
     STEP=$name BEGAN=$(date +%s)
-    "$@"
+    set -m  # a process group of its own, so that whatever ends this script ends the step, too
+    ("$@") &
+    GROUP=$!
+    set +m
+    wait "$GROUP"
+    GROUP=
+    [ -e "$product" ] || { echo "$name ended without making $product"; exit 1; }
     spent done
+}
+
+leave() {
+    spent stopped
+    for group in $GROUP $BESIDE; do
+        kill -- "-$group" 2>/dev/null || true
+        wait "$group" || true  # a training saves itself first
+    done
 }
 
 spent() {  # a line for nano.summary: step, from when, until when, how it ended
@@ -69,16 +84,16 @@ spent() {  # a line for nano.summary: step, from when, until when, how it ended
     STEP=
 }
 
-beside() {  # beside COMMAND...: in a process group of its own while the script goes on
+beside() {  # beside COMMAND...: while the script goes on
     set -m
-    (trap 'spent stopped' EXIT; "$@") > "$WORK/beside.log" 2>&1 &
+    (trap leave EXIT; BESIDE=; "$@") > "$WORK/beside.log" 2>&1 &
     BESIDE=$!
     set +m
 }
 
 await() {
     echo "== waiting for codec and eyes ($WORK/beside.log)"
-    wait "$BESIDE" || { echo "codec or eyes failed: see $WORK/beside.log"; exit 1; }
+    wait "$BESIDE" || { BESIDE=; echo "codec or eyes failed: see $WORK/beside.log"; exit 1; }
     BESIDE=
 }
 
@@ -108,7 +123,7 @@ codec() {
 codec_and_eyes() {
     step codec "$PACK/mimi/config.json" codec
     # shellcheck disable=SC2086
-    step eyes "$PACK/siglip2-base-p32-256-ve/config.json" $PYTHON -m nano.train_siglip --device "$DEVICE" --workers "$WORKERS" \
+    step eyes "$PACK/siglip2-base-p32-256-ve/model.safetensors" $PYTHON -m nano.train_siglip --device "$DEVICE" --workers "$WORKERS" \
         --use_compile "$COMPILE" --work "$WORK/siglip" --out "$PACK/siglip2-base-p32-256-ve" $EYES
 }
 
@@ -116,6 +131,11 @@ sets() {  # sets NAME... OPTIONS: data by nano.build_sets
     $PYTHON -m nano.build_sets --corpus "$WORK/corpus" --codec "$WORK/codec/targets.pt" --tokenizer "$PACK" --out "$WORK/data" "$@"
 }
 
+
+examples() {
+    $PYTHON -m nano.build_examples --corpus "$WORK/corpus" --out "$WORK/examples"
+    ship "$WORK/examples" "$PACK/examples"
+}
 
 ears() {  # with them the Thinker's audio projector learns to spell what they hear
     # shellcheck disable=SC2086
@@ -142,7 +162,8 @@ stage() {  # stage NAME FROM RATE OPTIONS DATA...: one run of the trainer, $WORK
         --data_path "${@/#/$WORK/data/}" --save_dir "$WORK/model" --save_weight "$name" --optimizer muon $options \
         --audio_encoder_dir "$PACK/SenseVoiceSmall" --vision_dir "$PACK/siglip2-base-p32-256-ve" \
         --batch_size "$BATCH" --learning_rate "$rate" --max_seq_len 448 --system_share 0 --device "$DEVICE" --dtype "$DTYPE" \
-        --use_compile "$COMPILE" --num_workers "$WORKERS" --save_interval 100 --keep_last 4 --from_resume 1 --warmup_steps 50 $EXTRA
+        --use_compile "$COMPILE" --num_workers "$WORKERS" --save_interval 100 --keep_last 4 --from_resume 1 --warmup_steps 50 \
+        --log_interval 5 $EXTRA  # a stop is agreed on when it logs, and torchrun waits half a minute for it
     finished "$WORK/model/${name}_256_resume.pth"  # stopped by SIGTERM it has saved, but is not to be used yet
     $PYTHON -m trainer.average_weights "$WORK/model/${name}"_256_resume_step*.pth --out "$WORK/model/${name}_mean_256.pth"
 }
@@ -166,13 +187,14 @@ ship() {  # copy as a whole or not at all
     mkdir -p "$(dirname "$2")"
     rm -rf "$2.part"
     cp -r "$1" "$2.part"
+    rm -rf "$2"
     mv "$2.part" "$2"
 }
 
 mkdir -p "$WORK"
 exec 9> "$WORK/.lock"  # held by whatever this script starts, too: after a kill -9 codec or eyes may still be learning
 flock -n 9 || { echo "another run of this script, or a step it left behind, is at work in $WORK"; exit 1; }
-step corpus    "$WORK/corpus/mixed.jsonl"      $PYTHON -m nano.corpus --out "$WORK/corpus"
+step corpus    "$WORK/corpus/questions.jsonl"  $PYTHON -m nano.corpus --out "$WORK/corpus"
 step tokenizer "$PACK/tokenizer_config.json"   $PYTHON -m nano.tokenizer --corpus "$WORK/corpus" --out "$PACK"
 step speech    "$WORK/speech/.complete"        speech
 # A code is defined by the books: nothing but the loudspeaker waits for the networks that learn to use them.
@@ -181,7 +203,7 @@ step books     "$WORK/codec/targets.pt"        mimi "$WORK/codec" $CODEC_LENGTH 
 beside codec_and_eyes
 
 # shellcheck disable=SC2086
-step speakers  "$PACK/campplus/model.pt"       $PYTHON -m nano.train_campplus --texts "$WORK/corpus/train.jsonl" \
+step speakers  "$PACK/campplus/configuration.json" $PYTHON -m nano.train_campplus --texts "$WORK/corpus/train.jsonl" \
     --work "$WORK/campplus" --out "$PACK/campplus" --device "$DEVICE" $SPEAKERS
 step voices    "$PACK/voices.pt"               $PYTHON -m nano.voices --codec "$WORK/codec/targets.pt" \
     --speaker_encoder "$PACK/campplus" --out "$PACK/voices.pt" --device "$DEVICE"
@@ -194,7 +216,7 @@ unspoken=(--unspoken --speaker_encoder none --workers $((CORES > 1 ? CORES - 1 :
 step asked     "$WORK/data/told_heldout/manifest.json" sets a2a multi i2t "${unspoken[@]}" $TALKS
 # shellcheck disable=SC2086
 step further   "$WORK/data/facts_train/manifest.json" sets more "${unspoken[@]}" $FURTHER
-step examples  "$PACK/examples"                $PYTHON -m nano.build_examples --corpus "$WORK/corpus" --out "$PACK/examples"
+step examples  "$PACK/examples"                examples
 step ears      "$PACK/SenseVoiceSmall/model.pt" ears
 step turns     "$WORK/model/turns_256.pth"     turns
 # what the ear writes down of spoken questions, mistakes included: that is what the Thinker will read
@@ -223,9 +245,8 @@ cp "$WORK/corpus/heldout.jsonl" "$PACK/heldout.jsonl"  # for python -m evals.eva
 echo '{"temperature": 0.1, "transcript": 2}' > "$PACK/generation_config.json"
 step examine   "$WORK/eval/.complete"          examine
 $PYTHON -m nano.summary --work "$WORK" --pack "$PACK"
-if [ "$SHIP" = 1 ] && [ "$PACK" != model/nano ]; then
+if [ "$SHIP" = 1 ] && ! [ "$PACK" -ef model/nano ]; then
     for part in "$PACK"/*; do
-        rm -rf "model/nano/$(basename "$part")"
         ship "$part" "model/nano/$(basename "$part")"
     done
 fi

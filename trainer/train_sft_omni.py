@@ -256,6 +256,7 @@ class Trainer:
             sums += parts / len(micro_batches)
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
+        self._skip_all_or_none()
         norm = nn.utils.clip_grad_norm_(self.trained, self.args.grad_clip)
         for optimizer in self.optimizers:
             self.scaler.step(optimizer)
@@ -268,6 +269,13 @@ class Trainer:
         self.step += 1
         self.batches += len(micro_batches)
         self.skipped_rows += sum(batch["num_skipped"] for batch in micro_batches)
+
+    def _skip_all_or_none(self) -> None:
+        """What is not finite among the gradients of one optimizer keeps the other from stepping, too: clipping has mixed them all."""
+        found = [flag for optimizer in self.optimizers for flag in self.scaler._found_inf_per_device(optimizer).values()]
+        worst = torch.stack(found).amax(0)
+        for flag in found:
+            flag.copy_(worst)
 
     def fit(self) -> bool:
         """Train to the end (True), or until SIGTERM asks for a stop (False): the run is then saved, ready for --from_resume 1."""
@@ -446,9 +454,12 @@ class Trainer:
         if plan != state["plan"]:
             self.batches = self.data.plan.number_at(state["epoch"]) if found is None else found
             self.count_steps()
-            self.step = self.batches // self.args.accumulation_steps
+            if not self.args.max_steps:  # else exactly so many steps, whatever a step is now
+                self.step = self.batches // self.args.accumulation_steps
             log.warning("data or global batch changed (%s -> %s): continuing at epoch %.3f, not bit for bit; %s", state["plan"], plan,
                         state["epoch"], "some rows may come twice or not at all" if found is None else "each row still comes once an epoch")
+        if self.args.max_steps:
+            self.total_batches = self.batches + max(0, self.total_steps - self.step) * self.args.accumulation_steps
         if len(state["ranks"]) == self.procs.world:
             mine = state["ranks"][self.procs.rank]
             set_rng_state(mine["rng"], self.device)

@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from engine.api import calls, completions, voices
 from engine.api.guard import Guard, error_body
@@ -40,6 +41,8 @@ def create_app(service: Service, with_page: bool = False, **guard) -> FastAPI:
                   responses={status: {"description": "An error: {error: {message, type, param, code}}"}
                              for status in (400, 401, 403, 404, 408, 413, 421, 429)})
     app.add_middleware(Guard, limits=service.limits, **guard)
+    if origins := guard.get("origins"):  # around the Guard: a browser asks first whether it may, without a key
+        app.add_middleware(CORSMiddleware, allow_origins=sorted(origins), allow_methods=["*"], allow_headers=["*"])
     app.include_router(completions.make_router(service))
     app.include_router(calls.make_router(service))
     app.include_router(voices.make_router(service))

@@ -88,6 +88,8 @@ class Call:
     async def _act(self, method, *args, in_thread: bool = False) -> None:
         """Let something happen in the session, send the events and start what it commands."""
         async with self.lock:
+            # of the model that is served now; cloned voices come and go, too
+            self.session.voices, self.session.stand_ins = self.service.voices, self.service.stand_ins
             out = await asyncio.to_thread(method, *args) if in_thread else method(*args)
             # a reply is waited for, a transcript is not: it is begun later
             for one in sorted(out, key=lambda one: isinstance(one, Transcribe)):
@@ -143,7 +145,7 @@ class Call:
 
     async def _begin(self, start: StartReply) -> Reply:
         began = time.perf_counter()
-        return self.service.reply(await self.service.encode(self._request, start), start.spoken, began)
+        return await self.service.answer(self._request, start, start.spoken, began)
 
     async def _reply(self, start: StartReply, prepared: Prepared | None) -> None:
         asked = time.perf_counter()
@@ -168,6 +170,7 @@ class Call:
             del self.replies[start.response_id]
 
     def _request(self, start: StartReply):
+        self.service.check_images(len(start.images))  # before they are unpacked
         wav = self.service.hear(start.pcm) if start.pcm else None
         images = [self.service.read_picture(image, "input_image") for image in start.images]
         return self.service.request(Question(start.messages, wav, images, start.voice, start.max_tokens, conversation=self.session.id))
@@ -184,7 +187,7 @@ class Call:
 
 def make_router(service: Service) -> APIRouter:
     router = APIRouter()
-    calls: set[Call] = set()
+    calls: set[WebSocket] = set()
 
     @router.websocket("/v1/realtime")
     async def realtime(socket: WebSocket):
@@ -196,13 +199,13 @@ def make_router(service: Service) -> APIRouter:
             service.metrics.errors.labels(error.code).inc()
             await socket.send_text(json.dumps({**error.as_event(), "event_id": "event_0"}))
             return await socket.close(TRY_LATER)
-        call = await asyncio.to_thread(Call, socket, service)  # the first one loads Silero
-        calls.add(call)
+        calls.add(socket)  # before anything is waited for
         service.metrics.calls.set(len(calls))
         try:
+            call = await asyncio.to_thread(Call, socket, service)  # the first one loads Silero
             await call.run()
         finally:
-            calls.discard(call)
+            calls.discard(socket)
             service.metrics.calls.set(len(calls))
 
     return router

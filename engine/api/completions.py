@@ -17,12 +17,14 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from engine.api.service import Question, Reply, Service
-from engine.realtime_events import MAX_TEXT, ProtocolError, decode_base64, decode_image_url
+from engine.realtime_events import MAX_TEXT, ProtocolError, decode_base64
+from engine.realtime_items import decode_image_url
 from model.audio import encode_audio, from_pcm16
 from model.config import SAMPLE_RATE
 
 KEPT_S = 3600  # how long a reply's audio id stands for its transcript
 KEPT = 1000  # of them at most
+MAX_SOUNDS = 16  # of one conversation: each has to be written down
 READ_ALOUD = "Say after me: "  # how the model was asked for it in training
 MEDIA = {"mp3": "audio/mpeg", "wav": "audio/wav", "flac": "audio/flac", "opus": "audio/ogg", "pcm": "application/octet-stream"}
 
@@ -121,6 +123,10 @@ class Transcripts:
 
 def read_conversation(service: Service, messages: list[Message], transcripts: Transcripts) -> Question:
     """The question that a request asks; to be run in the encoders' thread. ValueErrors name what is wrong."""
+    sounds = sum(part.type == "input_audio" for message in messages if isinstance(message.content, list) for part in message.content)
+    if sounds > MAX_SOUNDS:
+        raise ProtocolError(f"{sounds} sounds in one conversation; at most {MAX_SOUNDS} are heard: send the earlier ones as text",
+                            param="messages")
     question = Question([])
     last = max((i for i, m in enumerate(messages) if m.role == "user"), default=-1)
     if last < len(messages) - 1:
@@ -220,7 +226,7 @@ def make_router(service: Service) -> APIRouter:
             question.voice = service.voice_named(voice.id if isinstance(voice, ById) else voice, "audio.voice")
         question.max_tokens = body.max_completion_tokens or body.max_tokens
         question.temperature, question.top_p, question.seed = body.temperature, body.top_p, body.seed
-        reply = service.reply(await service.encode(service.request, question), spoken, began)
+        reply = await service.answer(service.request, question, spoken, began)
         pieces, first = await first_of(reply)
         if body.stream:
             usage = body.stream_options is not None and body.stream_options.include_usage
@@ -274,7 +280,7 @@ def make_router(service: Service) -> APIRouter:
         if not service.chat.plain(body.input):
             raise ProtocolError("there is nothing to read", param="input")
         question = Question([{"role": "user", "content": READ_ALOUD + body.input}], voice=voice, say=body.input)
-        reply = service.reply(await service.encode(service.request, question), True, began)
+        reply = await service.answer(service.request, question, True, began)
         pieces, first = await first_of(reply)
         sound = go_on(first, pieces, reply)
         if body.response_format == "pcm":

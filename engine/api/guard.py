@@ -13,7 +13,7 @@ import binascii
 import hashlib
 import hmac
 import json
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from engine.api.limits import Limits
 
@@ -60,10 +60,10 @@ class Guard:
     def _refusal(self, headers: dict[str, str]) -> tuple | None:
         """(status, body, more headers) for whom must not get in."""
         host = headers.get("host", "")
-        if self.hosts is not None and urlsplit(f"//{host}").hostname not in self.hosts:
+        if self.hosts is not None and parts_of(f"//{host}").hostname not in self.hosts:
             return 421, error_body("this server is not known under that name; see --host", "unknown_host")
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host and origin not in self.origins:
+        if origin is not None and parts_of(origin).netloc != host and origin not in self.origins:
             return 403, error_body("pages of other servers must not use this one; see --allow-origin", "wrong_origin")
         if self.closed and not self._may_enter(headers):
             return (401, error_body("a key is needed: Authorization: Bearer KEY, or a user and his password", "invalid_api_key"),
@@ -101,6 +101,14 @@ class Guard:
                 message = {**message, "headers": [*message.get("headers", []), (b"set-cookie", cookie)]}
             await send(message)
         return with_cookie
+
+
+def parts_of(url: str) -> SplitResult:
+    """A URL's parts; those of '' when it is none."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return urlsplit("")
 
 
 async def read_body(receive, headers: dict[str, str], max_bytes: int) -> bytes | None:

@@ -92,7 +92,7 @@ class Page:
             question, heard = await self.service.encode(self._question, text, files, talk, voice, temperature)
             if heard is not None:
                 history.append({"role": "user", "content": f"🎤 {heard or '…'}", "metadata": {"title": "heard"}})
-            reply = self.service.reply(await self.service.encode(self.service.request, question), speak, began)
+            reply = await self.service.answer(self.service.request, question, speak, began)
         except ProtocolError as error:
             yield [*history, {"role": "assistant", "content": f"⚠️ {error}"}], gr.skip(), talk
             return

@@ -96,7 +96,10 @@ class Service:
         async with self.changing:
             if name == self.model_id:
                 return
-            chat, defaults = await self.encode(self._load, name)
+            try:
+                chat, defaults = await asyncio.to_thread(self._load, name)  # beside the encoders, which others need meanwhile
+            except ValueError as error:
+                raise ProtocolError(str(error)) from error
             old = self.worker
             self._take(chat, name, defaults)
             self.worker.start()
@@ -194,6 +197,14 @@ class Service:
         if self.log_transcripts:
             log.info("heard: %r", text)
         return text
+
+    async def answer(self, make_request: Callable, question, spoken: bool, began: float) -> "Reply":
+        """The reply to `make_request(question)`, which runs in the encoders' thread. Errors as `encode` and `reply`."""
+        chat = self.chat
+        request = await self.encode(make_request, question)
+        if self.chat is not chat:  # a request is made of one model's tokens and vectors
+            raise ProtocolError("the model was changed while the question was read; ask again", "server_error", type="server_error")
+        return self.reply(request, spoken, began)
 
     def reply(self, request: Request, spoken: bool, began: float) -> "Reply":
         """Have a request answered. began: time.perf_counter() when it was asked. ProtocolError when the server is too busy."""

@@ -98,7 +98,10 @@ class Worker:
                     actions = list(self.inbox)
                     self.inbox.clear()
                 for action in actions:
-                    action()
+                    try:
+                        action()
+                    except Exception:  # one caller's leaving is no reason to leave all others
+                        log.exception("a session could not be ended, or forgotten")
                 self._admit()
                 self._step()
         finally:
