@@ -3,7 +3,6 @@ import fcntl
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -64,21 +63,25 @@ def test_a_killed_script_goes_on_without_doing_anything_twice(tmp_path):
     work = tmp_path / "nano"
     settings = {**os.environ, **TINY, "WORK": str(work), "PYTHON": sys.executable, "DEVICE": "cpu"}
     with open(tmp_path / "log", "w") as log:
-        first = subprocess.Popen(["bash", SCRIPT], env=settings, stdout=log, stderr=log, start_new_session=True)
+        first = subprocess.Popen(["bash", SCRIPT], env=settings, stdout=log, stderr=log)
         while not (work / "data" / "a2a_train").exists():
             assert first.poll() is None, (tmp_path / "log").read_text()[-2000:]
             time.sleep(1)
-        os.killpg(first.pid, signal.SIGKILL)
+        first.terminate()
+        assert first.wait(60) != 0
         with open(work / ".lock") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # as soon as what ran beside it is done, too
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nothing that it had started is at work any more
             refused = subprocess.run(["bash", SCRIPT], env=settings, capture_output=True, text=True)
         assert refused.returncode == 1 and "is at work" in refused.stdout
+        lines = [line.split("\t") for line in (work / "times.tsv").read_text().splitlines()]
+        assert ("asked", "stopped") in [(name, how) for name, _, _, how in lines]
         finished = ("corpus/mixed.jsonl", "codec/targets.pt", "model/llm_256.pth")
         made = {path: path.stat().st_mtime_ns for path in map(work.joinpath, finished)}
         subprocess.run(["bash", SCRIPT], env=settings, stdout=log, stderr=log, check=True)
     assert made == {path: path.stat().st_mtime_ns for path in made}
     steps = [name for name, _, _ in summary.read_times(work / "times.tsv")]
-    assert len(steps) == len(set(steps)) and {"codec", "eyes", "ears", "think", "talk", "examine"} <= set(steps)
+    assert all(steps.count(name) == 1 for name in ("corpus", "books", "speakers", "llm", "talk"))
+    assert {"codec", "eyes", "ears", "think", "examine"} <= set(steps)
     table = (work / "summary.md").read_text()
     assert all(title in table for title in summary.FIGURES)
     assert (work / "pack/sft_omni_256.pth").exists() and (work / "pack/mimi/model.safetensors").exists()
