@@ -31,7 +31,7 @@ TURNS=${TURNS:---steps 800}
 THINK_STEPS=${THINK_STEPS:-3600}
 TALK_STEPS=${TALK_STEPS:-3200}
 PROCESSES=${PROCESSES:-$([ "$DEVICE" = cpu ] && echo "$CORES" || echo 1)}  # of the trainings; one a core
-BATCH=${BATCH:-32}                        # rows per process
+BATCH=${BATCH:-$((PROCESSES < 16 ? 64 / PROCESSES : 4))}  # rows per process: 64 in all
 RATE=${RATE:-1.2e-3}
 # of the Talker's training; the first codebooks carry the words
 TALKER=${TALKER:---guided_attention 0.5 --history_dropout 0.3 --codebook_weights 4 2 1.5 1 0.5 0.5 0.5 0.5 --augment_share 0.5}
@@ -130,7 +130,6 @@ codec_and_eyes() {
 sets() {  # sets NAME... OPTIONS: data by nano.build_sets
     $PYTHON -m nano.build_sets --corpus "$WORK/corpus" --codec "$WORK/codec/targets.pt" --tokenizer "$PACK" --out "$WORK/data" "$@"
 }
-
 
 examples() {
     $PYTHON -m nano.build_examples --corpus "$WORK/corpus" --out "$WORK/examples"
