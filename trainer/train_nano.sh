@@ -75,7 +75,8 @@ leave() {
     spent stopped
     for group in $GROUP $BESIDE; do
         kill -- "-$group" 2>/dev/null || true
-        wait "$group" || true  # a training saves itself first
+        wait "$group" || true
+        while kill -0 -- "-$group" 2>/dev/null; do sleep 0.2; done  # a training saves itself first
     done
 }
 
