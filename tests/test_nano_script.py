@@ -58,6 +58,7 @@ def test_without_times_one_line_says_so(tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.skipif(not all(map(shutil.which, ("flite", "festival", "espeak-ng"))), reason="needs flite, festival and espeak-ng")
 def test_a_killed_script_goes_on_without_doing_anything_twice(tmp_path):
     work = tmp_path / "nano"
