@@ -171,7 +171,8 @@ class RealtimeSession:
         if self.response is not None and self.response.id == response_id:
             self._close({"type": "failed", "error": {"type": error.type, "code": error.code, "message": str(error)}}, Usage())
             if error.type == "invalid_request_error":  # what cannot be heard or seen must not stand before all later questions
-                self._drop_sounds_and_pictures(self.items)
+                for item in self.items:
+                    item.become_words()
             self._answer_owed()
         return self._drain()
 
@@ -236,8 +237,11 @@ class RealtimeSession:
     def _previous(self, index: int) -> dict:
         return {"previous_item_id": self.items[index - 1].id} if index else {}
 
+    def _has_room(self, num_bytes: int) -> bool:
+        return sum(item.num_bytes for item in self.items) + num_bytes <= MAX_HELD_BYTES
+
     def _check_room(self, num_bytes: int) -> None:
-        if sum(item.num_bytes for item in self.items) + num_bytes > MAX_HELD_BYTES:
+        if not self._has_room(num_bytes):
             raise ProtocolError(f"more than {MAX_HELD_BYTES // 2**20} MiB of sound and pictures wait for an answer: ask for a response or "
                                 "delete some", "too_much_input")
 
@@ -334,12 +338,10 @@ class RealtimeSession:
         self._commit_audio(self.mic.take(), announced)
 
     def _commit_audio(self, pcm: bytes, item_id: str | None) -> None:
-        held = sum(item.num_bytes for item in self.items) + len(pcm)
         for item in self.items:  # of turns that nobody has asked to answer, the oldest are words from now on
-            if held <= MAX_HELD_BYTES:
+            if self._has_room(len(pcm)):
                 break
-            held -= item.num_bytes
-            self._drop_sounds_and_pictures([item])
+            item.become_words()
         item = Item(item_id or self._new_id("item"), "user", [Content("input_audio", pcm=pcm)])
         self._send("input_audio_buffer.committed", item_id=item.id, **self._previous(len(self.items)))
         self._add_whole(item, len(self.items))
@@ -461,12 +463,8 @@ class RealtimeSession:
         self._send("response.done", response=self._response(status, details, usage))
         self.response = None
         if status == "completed" and response.in_conversation:  # its question is answered: from now on it is words
-            self._drop_sounds_and_pictures(self.items[:self.items.index(item)] if item in self.items else ())
-
-    def _drop_sounds_and_pictures(self, items: Sequence[Item]) -> None:
-        for item in items:
-            for content in item.content:
-                content.pcm = content.image = b""
+            for earlier in self.items[:self.items.index(item)] if item in self.items else ():
+                earlier.become_words()
 
 
 HANDLERS = {SessionUpdate: RealtimeSession._update, Append: RealtimeSession._append, Commit: RealtimeSession._commit,

@@ -43,6 +43,11 @@ class Item:
         """Of sound and pictures."""
         return sum(len(part.pcm) + len(part.image) for part in self.content)
 
+    def become_words(self) -> None:
+        """Forget sound and pictures."""
+        for part in self.content:
+            part.pcm = part.image = b""
+
     def as_dict(self) -> dict:
         return {"id": self.id, "object": "realtime.item", "type": "message", "status": self.status, "role": self.role,
                 "content": [part.as_dict() for part in self.content]}

@@ -24,7 +24,7 @@ FIGURES = {
     "pictures' questions, spoken": ("senses.json", "pictures, spoken question", "right", ""),
     "questions that need an earlier turn": ("senses.json", "conversations", "right", "≥ 80 %"),
     "the same question in the seventh turn of a talk, typed": ("senses.json", "calls, typed", "right", ""),
-    "spoken": ("senses.json", "calls, spoken", "right", ""),
+    "the same, spoken": ("senses.json", "calls, spoken", "right", ""),
     "typed held-out questions, answered to the word": ("eval_nano.json", "all", "exact", ""),
     "word error rate of the speech": ("eval_nano.json", "all", "wer", "≤ 0.30"),
 }

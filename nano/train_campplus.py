@@ -27,8 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from model.audio import fbank  # noqa: E402  (needs the path above)
 from model.checkpoint import load_weights, save_atomic, save_json  # noqa: E402
-from model.hardware import fast_bfloat16  # noqa: E402
 from model.encoders import CAMPPlus, _funasr_classes  # noqa: E402
+from model.hardware import fast_bfloat16  # noqa: E402
 from nano.speech import TRAIN_VOICES, synthesise  # noqa: E402
 
 MODEL_CONF = dict(feat_dim=80, embedding_size=192, growth_rate=6, bn_size=4, init_channels=32, config_str="batchnorm-relu",

@@ -3,7 +3,7 @@
 - A text step costs a quarter of a speech step, so facts, reading, repeating, conversations of several turns (multi_turn.py) and the
   questions about pictures, these told in words (scenes.py), are learnt here before the Talker learns to speak.
 - `--above_bridge` goes on from a model that speaks: only what lies above the bridge is trained, so that the Talker hears what it knows.
-- Rows of similar length are padded together: a talk is ten times as long as a question, and a step takes a fifth of the time so.
+- Rows of similar length are padded together: a talk is ten times as long as a question, and a step takes a third of the time so.
 - Same rows as T2A without codes (model/sequence.py), same weights file format: `llm_<hidden>.pth` holds `model.*` and `lm_head.weight`.
 - Resumable: the checkpoint keeps weights, optimizer, step and random state; the end of a run writes the weights file.
 

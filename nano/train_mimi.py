@@ -378,7 +378,7 @@ def train(options, speech, out, device="cpu", steps=None, minutes=None, log_inte
         if start_from:
             run.start_from(start_from)
         save_atomic(run.state(), checkpoint)
-    rows = []
+    rows, last = [], time.perf_counter()
     _trim_curve(out / "curve.csv", run.step)
     bar = tqdm(total=steps, initial=run.step, unit="it", desc="codec", mininterval=5)
     first = run.step
@@ -389,10 +389,7 @@ def train(options, speech, out, device="cpu", steps=None, minutes=None, log_inte
         phase = phase_at(progress, options)
         if phase != run.phase:
             run.enter(phase, out)
-        began = time.perf_counter()
         losses = run.train_step(progress)
-        if not (use_compile and run.step == first + 1):  # to compile is not to learn, nor is to save
-            run.seconds += time.perf_counter() - began
         bar.update()
         if run.step % log_interval == 0:
             values = {name: float(value) for name, value in losses.items()}
@@ -402,9 +399,14 @@ def train(options, speech, out, device="cpu", steps=None, minutes=None, log_inte
             rows.append({"step": run.step, "minutes": run.seconds / 60, "phase": phase, "lr": rate, **values})
             left = "" if steps else f", {minutes - run.seconds / 60:.1f} min left"
             bar.set_postfix_str(f"{phase} " + " ".join(f"{k[:5]} {v:.3f}" for k, v in values.items()) + left)
+        now = time.perf_counter()
+        if not (use_compile and run.step == first + 1):  # to compile is not to learn
+            run.seconds += now - last
+        last = now
         if run.step % save_interval == 0:
             save_atomic(run.state(), checkpoint)
             rows = _append_curve(out / "curve.csv", rows)
+            last = time.perf_counter()  # nor is to write
     bar.close()
     if stop_after is None or progress >= 1:
         save_atomic(run.state(), checkpoint)

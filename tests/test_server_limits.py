@@ -93,7 +93,8 @@ def test_pages_and_names_of_others_are_refused(server):
                                                                 "Access-Control-Request-Headers": "authorization"})
     assert asked.status_code == 200 and asked.headers["access-control-allow-origin"] == "https://friend.example"
     assert WEB.get(f"http://{address}/healthz", headers={"Host": "["}).status_code == 421
-    for origin, status in (("http://evil.example", 403), ("http://[", 403), ("null", 403), (f"http://{address}", 200), ("https://friend.example", 200)):
+    for origin, status in (("http://evil.example", 403), ("http://[", 403), ("null", 403), (f"http://{address}", 200),
+                           ("https://friend.example", 200)):
         assert WEB.get(f"http://{address}/healthz", headers={"Origin": origin}).status_code == status, origin
     with pytest.raises(InvalidStatus) as refused:
         realtime(address, origin="http://evil.example")

@@ -61,6 +61,8 @@ class Call:
                 text = message.get("text") or message.get("bytes") or ""
                 if not (self.messages.take(1) and self.bytes.take(len(text))):
                     return await self._send_away("rate_limit_exceeded", "too many messages, or too much sound, at a time", POLICY)
+                # of the model that is served now; cloned voices come and go, too
+                self.session.voices, self.session.stand_ins = self.service.voices, self.service.stand_ins
                 await self._act(self.session.receive, text, in_thread=True)
         except (WebSocketDisconnect, asyncio.TimeoutError):  # it has left while it was written to, or reads too slowly
             log.info("call %s: the client left or did not read", self.session.id)
@@ -88,8 +90,6 @@ class Call:
     async def _act(self, method, *args, in_thread: bool = False) -> None:
         """Let something happen in the session, send the events and start what it commands."""
         async with self.lock:
-            # of the model that is served now; cloned voices come and go, too
-            self.session.voices, self.session.stand_ins = self.service.voices, self.service.stand_ins
             out = await asyncio.to_thread(method, *args) if in_thread else method(*args)
             # a reply is waited for, a transcript is not: it is begun later
             for one in sorted(out, key=lambda one: isinstance(one, Transcribe)):

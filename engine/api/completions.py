@@ -24,7 +24,6 @@ from model.config import SAMPLE_RATE
 
 KEPT_S = 3600  # how long a reply's audio id stands for its transcript
 KEPT = 1000  # of them at most
-MAX_SOUNDS = 16  # of one conversation: each has to be written down
 READ_ALOUD = "Say after me: "  # how the model was asked for it in training
 MEDIA = {"mp3": "audio/mpeg", "wav": "audio/wav", "flac": "audio/flac", "opus": "audio/ogg", "pcm": "application/octet-stream"}
 
@@ -124,9 +123,9 @@ class Transcripts:
 def read_conversation(service: Service, messages: list[Message], transcripts: Transcripts) -> Question:
     """The question that a request asks; to be run in the encoders' thread. ValueErrors name what is wrong."""
     sounds = sum(part.type == "input_audio" for message in messages if isinstance(message.content, list) for part in message.content)
-    if sounds > MAX_SOUNDS:
-        raise ProtocolError(f"{sounds} sounds in one conversation; at most {MAX_SOUNDS} are heard: send the earlier ones as text",
-                            param="messages")
+    if sounds > service.limits.sounds:
+        raise ProtocolError(f"{sounds} sounds in one conversation; at most {service.limits.sounds} are heard: send the earlier ones as "
+                            "text", param="messages")
     question = Question([])
     last = max((i for i, m in enumerate(messages) if m.role == "user"), default=-1)
     if last < len(messages) - 1:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from engine.chat import AUDIO_SECONDS
+from engine.realtime_items import MAX_PICTURES
 
 
 @dataclass(frozen=True)
@@ -12,7 +13,8 @@ class Limits:
     message_bytes: int = 12 * 2**20  # of one request or Realtime message: a minute of audio in base64 with a picture
     audio_seconds: float = AUDIO_SECONDS[1]
     image_pixels: int = 16_000_000
-    images: int = 4  # with one question
+    images: int = MAX_PICTURES  # with one question
+    sounds: int = 16  # of one conversation: each earlier one has to be written down
     calls: int = 16  # Realtime sessions at a time
     waiting: int = 32  # replies that wait for a free row
     new_tokens: int = 512  # steps of one reply
