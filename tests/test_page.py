@@ -5,6 +5,7 @@ import io
 from pathlib import Path
 
 import pytest
+from fastapi.testclient import TestClient
 from live_server import load_chat, make_service
 from PIL import Image
 from tiny_pack import add_tiny_encoders, make_tiny_pack
@@ -13,6 +14,7 @@ from model.audio import encode_audio, read_audio
 
 gr = pytest.importorskip("gradio")
 
+from engine.api.app import create_app  # noqa: E402
 from engine.api.page import Page, Talk, mount_page  # noqa: E402  (gradio takes seconds to import)
 from engine.api.page_texts import CHINESE, ENGLISH  # noqa: E402
 from test_voice_store import speechlike  # noqa: E402
@@ -32,18 +34,18 @@ def pack(tmp_path_factory):
     return make_tiny_pack(tmp_path_factory.mktemp("pack"))
 
 
-async def collect(page, talk, text="", files=(), history=(), speak=True, stop_after=None) -> list:
-    """Every (history, value, talk) of one turn, with skipped ones left out of the history."""
+async def collect(page, talk, text="", files=(), speak=True, stop_after=None, stop=None) -> list:
+    """Every (what is shown, player's value, talk, box) of one turn; None where nothing new is shown."""
     updates = []
-    async for update in page.answer({"text": text, "files": list(files)}, list(history), talk, "ann", 0, speak):
+    async for update in page.answer({"text": text, "files": list(files)}, talk, "ann", 0, speak):
         updates.append([list(update[0]) if isinstance(update[0], list) else None, *update[1:]])
         if stop_after == len(frames(updates)) and "pcm" in update[1]:
-            page.stop(talk)
+            (stop or page.stop)(talk)
     return updates
 
 
 def frames(updates) -> list:
-    return [value for _, value, _ in updates if "pcm" in value]
+    return [update[1] for update in updates if "pcm" in update[1]]
 
 
 def test_a_talk_streams_is_remembered_and_can_be_stopped(pack):
@@ -57,7 +59,7 @@ def test_a_talk_streams_is_remembered_and_can_be_stopped(pack):
         whole = read_audio(Path(shown[-2]["content"].value["path"]), 24_000)
         assert len(whole) == 1920 * len(sounds)
         assert [m["role"] for m in talk.messages] == ["user", "assistant"] and talk.messages[1]["content"] == shown[1]["content"]
-        asyncio.run(collect(page, talk, "And grass?", history=shown, speak=False))
+        asyncio.run(collect(page, talk, "And grass?", speak=False))
         assert [m["content"] for m in talk.messages][::2] == ["What color is the sky?", "And grass?"]
 
         stopped = asyncio.run(collect(page, talk, "And snow?", stop_after=2))
@@ -69,8 +71,33 @@ def test_a_talk_streams_is_remembered_and_can_be_stopped(pack):
         asyncio.run(collect(page, other, "Hi"))
         assert other.id != talk.id and len(other.messages) == 2
         history, fresh = page.forget(talk)
-        assert history == [] and fresh.messages == [] and fresh.id == ""
+        assert history == [] and fresh.messages == fresh.shown == [] and fresh.id == ""
         assert asyncio.run(collect(page, other, "   "))[-1][0] is None
+
+
+def test_a_new_talk_is_not_written_over_by_a_reply_of_the_old_one(pack):
+    with running(make_service(load_chat(pack, slots=2), new_tokens=40)) as page:
+        for _ in range(10):  # a random model may say nothing, but not ten times
+            updates = asyncio.run(collect(page, Talk(), "Hi", stop_after=2, stop=page.forget))
+            if len(frames(updates)) == 2:
+                assert "pcm" in updates[-1][1], "nothing is shown after it"
+                return
+        pytest.fail("no reply with two frames")
+
+
+@pytest.mark.parametrize("named", ["/etc/passwd", "README.md", "http://198.51.100.7/x.wav"])
+def test_a_visitor_cannot_name_files_and_addresses_of_the_server(pack, named, monkeypatch):
+    monkeypatch.setattr(gr.processing_utils, "async_ssrf_protected_download", None)  # mount_page puts its own in its place
+    service = make_service(load_chat(pack, slots=1), new_tokens=4)
+    with TestClient(create_app(service, with_page=True)) as client:
+        (submit,) = (d for d in client.get("/config").json()["dependencies"] if d["targets"] and d["targets"][0][1] == "submit")
+        file = {"path": named, "meta": {"_type": "gradio.FileData"}}
+        data = [{"text": "", "files": [file]}, None, "ann", 0, False]
+        asked = {"fn_index": submit["id"], "data": data, "session_hash": "s", "event_data": None, "trigger_id": None}
+        assert client.post("/gradio_api/queue/join", json=asked).status_code == 200
+        with client.stream("GET", "/gradio_api/queue/data?session_hash=s") as stream:
+            told = next(line for line in stream.iter_lines() if "process_completed" in line)
+        assert '"success":false' in told.replace(" ", "") and "file=" not in told, told
 
 
 def test_what_is_wrong_or_missing_is_part_of_the_talk(pack, tmp_path):
@@ -113,10 +140,10 @@ def test_it_hears_and_sees_where_the_pack_can(pack, tmp_path):
         assert asyncio.run(page.delete("Mia"))[0] == "🗑️ Mia" and list(service.chat.voices) == ["ann", "bob"]
 
         old = service.worker
-        asyncio.run(page.change_model("other"))
+        asyncio.run(page.change_model("other", talk))
         assert service.model_id == "other" and not old.alive and service.worker.alive and "hear" in page.lacks()
         assert len(asyncio.run(collect(page, Talk(), "Hi"))) > 2
-        asyncio.run(page.change_model("nothing"))
+        asyncio.run(page.change_model("nothing", Talk()))
         assert service.model_id == "other"
 
 

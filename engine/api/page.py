@@ -42,10 +42,15 @@ PRIVATE = {"api_visibility": "private"}  # the page's own routes: programs use t
 
 @dataclass
 class Talk:
-    """One visitor's conversation: messages as Chat.reply wants them. stopped: the reply that is going on is not wanted any more."""
+    """One visitor's conversation: messages as Chat.reply wants them, and as the page shows them. What a browser says was shown is not asked.
+
+    stopped: the reply that is going on is not wanted any more. over: another talk has taken this one's place.
+    """
     id: str = ""  # given with the first question: every visitor starts with a copy of the same Talk
     messages: list[dict] = field(default_factory=list)
+    shown: list[dict] = field(default_factory=list)
     stopped: bool = False
+    over: bool = False
 
 
 def figures(reply: Reply, ttft: float | None, ttfa: float | None, total: float) -> str:
@@ -77,29 +82,31 @@ class Page:
 
     # ---- a turn
 
-    async def answer(self, asked: dict, history: list, talk: Talk, voice: str, temperature: float, speak: bool):
-        """Yields (history, player's value, talk), as the reply comes."""
+    async def answer(self, asked: dict, talk: Talk, voice: str, temperature: float, speak: bool):
+        """Yields (what is shown, player's value, talk, box), as the reply comes. A question that is not taken stays in its box."""
         text, files = (asked.get("text") or "").strip(), asked.get("files") or []
         if not text and not files:
-            yield gr.skip(), gr.skip(), gr.skip()
+            yield (gr.skip(),) * 4
             return
-        history = [*history, *({"role": "user", "content": {"path": path}} for path in files)]
+        talk.shown += [{"role": "user", "content": {"path": path}} for path in files]
         if text:
-            history.append({"role": "user", "content": text})
-        yield history, gr.skip(), talk
+            talk.shown.append({"role": "user", "content": text})
+        yield talk.shown, gr.skip(), talk, gr.MultimodalTextbox(value=None)
         began, talk.stopped, talk.id = time.perf_counter(), False, talk.id or uuid.uuid4().hex
         try:
             question, heard = await self.service.encode(self._question, text, files, talk, voice, temperature)
             if heard is not None:
-                history.append({"role": "user", "content": f"🎤 {heard or '…'}", "metadata": {"title": "heard"}})
+                talk.shown.append({"role": "user", "content": f"🎤 {heard or '…'}", "metadata": {"title": "heard"}})
             reply = await self.service.answer(self.service.request, question, speak, began)
         except ProtocolError as error:
-            yield [*history, {"role": "assistant", "content": f"⚠️ {error}"}], gr.skip(), talk
-            return
-        talk.messages = [*question.messages[:-1], {"role": "user", "content": "\n\n".join(filter(None, (text, heard)))},
-                         {"role": "assistant", "content": ""}]
-        async for update in self._listen(reply, history, talk, began):
-            yield update
+            talk.shown.append({"role": "assistant", "content": f"⚠️ {error}"})
+        else:
+            talk.messages = [*question.messages[:-1], {"role": "user", "content": "\n\n".join(filter(None, (text, heard)))},
+                             {"role": "assistant", "content": ""}]
+            async for shown, value in self._listen(reply, talk, began):
+                yield shown, value, gr.skip(), gr.skip()
+        if not talk.over:  # else the page shows another talk by now
+            yield talk.shown, gr.skip(), talk, gr.skip()
 
     def _question(self, text: str, files: list[str], talk: Talk, voice: str, temperature: float) -> tuple[Question, str | None]:
         """What is asked, and the words of a spoken question; to be run in the encoders' thread."""
@@ -119,10 +126,10 @@ class Page:
             heard = service.transcribe(question.wav)
         return question, heard
 
-    async def _listen(self, reply: Reply, history: list, talk: Talk, began: float):
-        """Pass a reply on, piece by piece, then its sound as a whole and its figures. The talk remembers what was shown of it."""
-        said, turn = talk.messages[-1], uuid.uuid4().hex[:8]
-        history.append({"role": "assistant", "content": ""})
+    async def _listen(self, reply: Reply, talk: Talk, began: float):
+        """Pass a reply on, piece by piece; then show its sound as a whole and its figures. The talk remembers what was shown of it."""
+        said, line, turn = talk.messages[-1], {"role": "assistant", "content": ""}, uuid.uuid4().hex[:8]
+        talk.shown.append(line)
         ttft = ttfa = None
         sound, failure = [], ""
         try:
@@ -131,21 +138,21 @@ class Page:
                     break
                 if text:
                     ttft = ttft or time.perf_counter() - began
-                    said["content"] = history[-1]["content"] = history[-1]["content"] + text
+                    line["content"] += text
+                    said["content"] = line["content"]
                 if pcm:
                     ttfa = ttfa or time.perf_counter() - began
                     sound.append(pcm)
                 value = {"turn": turn, "seq": len(sound), "pcm": base64.b64encode(pcm).decode()} if pcm else gr.skip()
-                yield history if text else gr.skip(), value, gr.skip()
+                yield talk.shown if text else gr.skip(), value
         except ProtocolError as error:
             failure = f"⚠️ {error}"
         finally:
             reply.close()
         total = time.perf_counter() - began
         if sound:
-            history.append({"role": "assistant", "content": self._recording(b"".join(sound))})
-        history.append({"role": "assistant", "content": f"<small>{failure or figures(reply, ttft, ttfa, total)}</small>"})
-        yield history, gr.skip(), talk
+            talk.shown.append({"role": "assistant", "content": self._recording(b"".join(sound))})
+        talk.shown.append({"role": "assistant", "content": f"<small>{failure or figures(reply, ttft, ttfa, total)}</small>"})
 
     def _recording(self, pcm: bytes) -> gr.Audio:
         """The whole reply, to replay and download; Gradio's cache deletes its file after an hour."""
@@ -164,7 +171,7 @@ class Page:
 
     def left(self, talk: Talk) -> None:
         """Nothing more comes of this talk."""
-        talk.stopped = True
+        talk.stopped = talk.over = True
         self.service.worker.forget(talk.id)
 
     # ---- menus
@@ -185,12 +192,12 @@ class Page:
                    if not (self.service.chat.folder / part).exists()]
         return f"<small>⚠️ {self.service.model_id} cannot: {', '.join(missing)}</small>" if missing else ""
 
-    async def change_model(self, name: str):
+    async def change_model(self, name: str, talk: Talk):
         try:
             await self.service.change_model(name)
         except ProtocolError as error:
             gr.Warning(str(error))
-        return [*self.menus(), [], Talk()]
+        return [*self.menus(), *self.forget(talk)]
 
     async def enrol(self, name: str, clip: str | None, consent: bool):
         service = self.service
@@ -250,23 +257,28 @@ def build(page: Page, t) -> gr.Blocks:
 
         menus = [voice, temperature, model, cloned, lacks]
         blocks.load(page.menus, None, menus, **PRIVATE)
-        asked = gr.State()
-        box.submit(lambda value: (value, gr.MultimodalTextbox(value=None)), box, [asked, box], queue=False, **PRIVATE).then(
-            page.answer, [asked, history, talk, voice, temperature, speak], [history, player, talk], concurrency_limit=None,
-            show_progress="hidden", **PRIVATE)
+        box.submit(page.answer, [box, talk, voice, temperature, speak], [history, player, talk, box], concurrency_limit=None,
+                   show_progress="hidden", **PRIVATE)
         stop.click(page.stop, talk, None, js="(talk) => { window.minimindPlayer.stop(); return talk; }", concurrency_limit=None, **PRIVATE)
         new.click(page.forget, talk, [history, talk], js="(talk) => { window.minimindPlayer.stop(); return talk; }", **PRIVATE)
         history.clear(page.left, talk, None, **PRIVATE).then(Talk, None, talk, **PRIVATE)
-        model.input(page.change_model, model, [*menus, history, talk], **PRIVATE)
+        model.input(page.change_model, [model, talk], [*menus, history, talk], **PRIVATE)
         enrol.click(page.enrol, [name, clip, consent], [told, voice, cloned], **PRIVATE)
         delete.click(page.delete, cloned, [told, voice, cloned], **PRIVATE)
     return blocks
+
+
+async def fetch_nothing(url: str, cache_dir: str) -> str:
+    """In the place of Gradio's download of an address that a visitor names instead of a file."""
+    raise gr.Error("addresses are not fetched: upload the file")
 
 
 def mount_page(app, service: Service) -> None:
     """Serve the page at the application's /, behind whatever guards it."""
     i18n = gr.I18n(en=ENGLISH, zh=CHINESE, **{"zh-CN": CHINESE})
     blocks = build(Page(service), i18n)
+    blocks.has_launched = True  # mounted ones are not launched, and before that Gradio serves any file of this machine that is named
+    gr.processing_utils.async_ssrf_protected_download = fetch_nothing
     blocks.queue(max_size=service.limits.waiting)
     theme = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])  # fetch no fonts from elsewhere
     gr.mount_gradio_app(app, blocks, path="/", i18n=i18n, theme=theme, css=CSS, ssr_mode=False, show_error=False,
