@@ -119,6 +119,7 @@ class RealtimeSession:
         self.next_item_id: str | None = None  # announced by speech_started
         self.prepared_ms: int | None = None  # end of the utterance whose reply is being prepared
         self.reply_owed = False  # a turn ended while a reply that may not be interrupted was going on
+        self.ms_per_character = 70.0  # of English speech; then of the last whole reply
         detection = effective_turn_detection(ServerVad(type="server_vad"))
         self.settings = {"instructions": "", "output_modalities": ["audio"], "max_output_tokens": "inf", "turn_detection": detection,
                          "transcription": None, "voice": self.voices[0]}
@@ -376,9 +377,12 @@ class RealtimeSession:
         if item.role != "assistant" or event.content_index >= len(item.content):
             raise ProtocolError("only a part of a reply can be truncated", param="content_index" if item.role == "assistant" else "item_id")
         part = item.content[event.content_index]
-        if event.audio_end_ms < part.audio_ms:
-            part.text = heard_share(part.text, event.audio_end_ms / part.audio_ms)
-            part.audio_ms = event.audio_end_ms
+        whole_ms = part.audio_ms
+        if item.status == "incomplete":  # its text came before its sound: more of it is known than was ever to be heard
+            whole_ms = max(whole_ms, self.ms_per_character * len(part.text))
+        if event.audio_end_ms < whole_ms:
+            part.text = heard_share(part.text, event.audio_end_ms / whole_ms)
+            part.audio_ms = min(part.audio_ms, event.audio_end_ms)
             self.mic.hush()  # the client has stopped playing it
         self._send("conversation.item.truncated", item_id=item.id, content_index=event.content_index, audio_end_ms=int(event.audio_end_ms))
 
@@ -412,7 +416,8 @@ class RealtimeSession:
         voice = self._voice(asked.audio.output.voice, "response.audio.output.voice") or s["voice"]
         voice = voice if voice in self.voices else self.voices[0]  # another model may have taken the place of the one that had it
         limit = asked.max_output_tokens or s["max_output_tokens"]
-        messages, pcm, images = history(items, s["instructions"] if asked.instructions is None else asked.instructions)
+        instructions = s["instructions"] if asked.instructions is None else asked.instructions
+        messages, pcm, images = history(items, instructions, wanted=asked.instructions or "")
         spoken = (asked.output_modalities or s["output_modalities"]) == ["audio"]
         return StartReply(response_id, messages, pcm, images, voice, None if limit == "inf" else limit, spoken)
 
@@ -462,6 +467,8 @@ class RealtimeSession:
             self._send("conversation.item.done", item=item.as_dict(), **self._previous(self.items.index(item)))
         self._send("response.done", response=self._response(status, details, usage))
         self.response = None
+        if status == "completed" and part.text and part.audio_ms:
+            self.ms_per_character = part.audio_ms / len(part.text)
         if status == "completed" and response.in_conversation:  # its question is answered: from now on it is words
             for earlier in self.items[:self.items.index(item)] if item in self.items else ():
                 earlier.become_words()

@@ -85,10 +85,11 @@ def build_item(new: NewItem, item_id: str, name: str = "item") -> Item:
     return item
 
 
-def history(items: Sequence[Item], instructions: str) -> tuple[list[dict], bytes, list[bytes]]:
+def history(items: Sequence[Item], instructions: str, wanted: str = "") -> tuple[list[dict], bytes, list[bytes]]:
     """Everything said in `items`, as messages; sound and pictures of what the user has said since the last reply.
 
-    ProtocolError when there is nothing to answer.
+    Where the user has said nothing, a system's message at the end or the instructions that are `wanted` of this reply ("Greet the caller.")
+    are what is answered. ProtocolError when there is nothing to answer.
     """
     messages = [{"role": "system", "content": instructions}] if instructions else []
     parts: list[Content] = []
@@ -101,6 +102,11 @@ def history(items: Sequence[Item], instructions: str) -> tuple[list[dict], bytes
             messages.append({"role": item.role, "content": item.text})
             parts = []
         parts += item.content
+    if messages and messages[-1]["role"] == "system":
+        messages.append({"role": "user", "content": messages.pop()["content"]})
+    elif wanted and messages[-1]["role"] == "assistant":
+        messages.append({"role": "user", "content": wanted})
+        parts = []
     if not messages or messages[-1]["role"] != "user":
         raise ProtocolError("there is nothing to answer: the conversation must end with a user's item", "nothing_to_answer")
     pcm = b"".join(part.pcm for part in parts)[-1000 * MAX_UTTERANCE_S * BYTES_PER_MS:]

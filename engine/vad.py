@@ -2,8 +2,8 @@
 
 - `TurnDetector` is pure: a probability per 512-sample chunk in, SpeechStarted and SpeechStopped out, all times in milliseconds of
   microphone audio. Tests script the probabilities.
-- While the model speaks, its own voice may come back through the microphone. Two guards: speech must last 200 ms to count as
-  barge-in, and the threshold rises above the probabilities that the echo reaches.
+- While the model speaks, what an echo canceller leaves of its voice may come back through the microphone. Two guards: speech must last
+  200 ms to count as barge-in, and the threshold rises with the mean probability that this echo reaches. A loud echo passes both.
 - `Listener` turns packets of any size into exact chunks (the remainder is kept) and asks a speech model for their probabilities.
 - `SileroVAD` is that model: the ONNX file inside the `silero-vad` package. Its weights are shared, its state belongs to one call.
 """
@@ -21,10 +21,11 @@ CHUNK = 512  # samples at 16 kHz that Silero wants, exactly
 CHUNK_MS = 1000 * CHUNK // INPUT_RATE  # 32
 CONTEXT = 64  # samples of the chunk before that the model sees again
 HYSTERESIS = 0.15  # speech goes on until the probability is this far below the threshold
+SURE_SILENCE = 0.01  # a probability that is silence under any threshold
 MIN_SPEECH_MS = 64  # shorter sounds are no speech
 BARGE_IN_MS = 200  # the same while the model speaks
 PAUSE_MS = 192  # so much silence may become the end of the turn
-SPEAKING_MARGIN = 0.15  # how much the threshold rises while the model speaks, and stays above what the echo reaches
+SPEAKING_MARGIN = 0.15  # how much the threshold rises while the model speaks, and stays above the mean of the echo
 MAX_THRESHOLD = 0.95
 ECHO_RATE = 0.03  # of the running mean of the echo's probabilities: it follows within a second
 
@@ -75,8 +76,9 @@ class TurnDetector:
         """Take the next chunk's probability of speech."""
         self.chunks += 1
         level = self.level(model_speaks and not self.in_speech)
+        quiet = max(level - HYSTERESIS, SURE_SILENCE)
         if self.in_speech:
-            self.pause = self.pause + 1 if probability < level - HYSTERESIS else 0
+            self.pause = self.pause + 1 if probability < quiet else 0
             if self.pause * CHUNK_MS < self.silence_ms:
                 return None
             stopped = SpeechStopped(self.now_ms - self.pause * CHUNK_MS)
@@ -86,7 +88,7 @@ class TurnDetector:
             self.echo += ECHO_RATE * (probability - self.echo)
         if probability >= level:
             self.run += 1
-        elif probability < level - HYSTERESIS:
+        elif probability < quiet:
             self.run = 0
         if not self.run or self.run * CHUNK_MS < (BARGE_IN_MS if model_speaks else MIN_SPEECH_MS):
             return None

@@ -7,11 +7,13 @@ const vm = require("node:vm");
 
 const SOURCE = fs.readFileSync(path.join(__dirname, "../engine/api/static/phone.js"), "utf8");
 
-function audioThread() {
+const track = { stop() {} };
+
+function audioThread(sampleRate = 24000) {
   const said = [];
   let Processor;
   class AudioWorkletProcessor { constructor() { this.port = { postMessage: (m) => said.push(m) }; } }
-  vm.runInNewContext(SOURCE, { AudioWorkletProcessor, Float32Array, Map, registerProcessor: (name, c) => { Processor = c; } });
+  vm.runInNewContext(SOURCE, { AudioWorkletProcessor, Float32Array, Map, sampleRate, registerProcessor: (name, c) => { Processor = c; } });
   const thread = new Processor();
   const turn = (input = []) => {
     const out = new Float32Array(128);
@@ -43,7 +45,24 @@ function testAudioThread() {
   assert(packets.every((p) => p.length === 960) && packets[0][0] === 0 && packets[1][959] === 14 && packets[0] !== packets[1]);
 }
 
-function browser({ secure = true, language = "en-GB", microphone = async () => ({ getTracks: () => [{ stop() {} }] }) } = {}) {
+function testResampling() {
+  for (const rate of [16000, 44100, 48000]) {
+    for (const [hertz, level] of [[1000, 1], [6000, 1], [15000, 0]]) {
+      if (hertz > rate / 2) continue;
+      const { said, turn } = audioThread(rate);
+      const tone = (i, per) => Math.sin(2 * Math.PI * hertz * i / per);
+      for (let at = 0; at < rate; at += 128) turn(Array.from({ length: 128 }, (_, i) => tone(at + i, rate)));
+      const heard = said.flatMap((m) => [...m.packet]);
+      assert(Math.abs(heard.length - 24000) < 1000, `${rate}: one second is ${heard.length} samples`);
+      const off = heard.slice(100).map((x, i) => Math.abs(x - level * tone(i + 100, 24000)));
+      assert(Math.max(...off) < 0.03, `${hertz} Hz at ${rate}: off by ${Math.max(...off)}`);
+    }
+  }
+}
+
+const allowed = async () => ({ getTracks: () => [track] });
+
+function browser({ secure = true, language = "en-GB", microphone = allowed, firefox = false } = {}) {
   const elements = {}, posted = [], sent = [], sockets = [];
   const make = () => ({ dataset: {}, style: {}, attributes: {}, children: [], textContent: "", checked: true, scrollHeight: 0,
     append(child) { this.children.push(child); }, replaceChildren() { this.children = []; },
@@ -53,20 +72,36 @@ function browser({ secure = true, language = "en-GB", microphone = async () => (
   class Socket { constructor(url, protocols) { Object.assign(this, { url, protocols, readyState: 1 }); sockets.push(this); }
     send(text) { sent.push(JSON.parse(text)); } close() { this.readyState = 3; this.onclose(); } }
   Socket.OPEN = 1;
-  class Context { constructor() { this.audioWorklet = { addModule: async () => {} }; this.state = "running"; this.destination = {}; }
-    createMediaStreamSource() { return { connect() {} }; } async resume() {} close() { this.state = "closed"; } }
+  const contexts = [], locks = [], listeners = {};
+  class Context {
+    constructor({ sampleRate = 44100 } = {}) {
+      Object.assign(this, { sampleRate, state: "running", destination: {}, audioWorklet: { addModule: async () => {} }, resumed: 0 });
+      contexts.push(this);
+    }
+    createMediaStreamSource() {
+      if (firefox && this.sampleRate !== 44100) throw Object.assign(new Error("different sample-rate"), { name: "NotSupportedError" });
+      this.listens = true;
+      return { connect() {} };
+    }
+    async resume() { this.resumed++; }
+    close() { this.state = "closed"; }
+  }
+  class Lock { constructor() { locks.push(this); } release() { this.released = true; } }
+  const wakeLock = { request: async () => new Lock() };
   class Node { constructor() { this.port = port; } connect() {} }
   const video = () => ({ ...make(), play: async () => {}, videoWidth: 1024, videoHeight: 512 });
   const canvas = () => ({ ...make(), getContext: () => ({ drawImage() {} }), toDataURL() { return `data:${this.width}x${this.height}`; } });
   const createElement = (name) => ({ video, canvas }[name] ?? make)();
   const fetch = async () => ({ json: async () => ({ data: [{ id: "ann" }, { id: "bob" }] }) });
-  const context = { fetch, document: { body: make(), getElementById: element, createElement }, WebSocket: Socket, AudioContext: Context,
+  const document = { body: make(), getElementById: element, createElement, visibilityState: "visible",
+    addEventListener: (kind, listener) => { listeners[kind] = listener; } };
+  const context = { fetch, document, WebSocket: Socket, AudioContext: Context,
     AudioWorkletNode: Node, window: { isSecureContext: secure }, location: { protocol: "http:", host: "here:1" }, Date, atob, btoa,
-    navigator: { language, mediaDevices: secure ? { getUserMedia: microphone } : undefined }, setInterval: () => 1, clearInterval() {} };
+    navigator: { language, wakeLock, mediaDevices: secure ? { getUserMedia: microphone } : undefined }, setInterval: () => 1, clearInterval() {} };
   vm.runInNewContext(SOURCE, context);
   const tell = (event) => sockets[0].onmessage({ data: JSON.stringify(event) });
   const settle = () => new Promise((resolve) => setTimeout(resolve, 5));
-  return { element, posted, sent, sockets, port, tell, settle, state: () => context.document.body.dataset.state };
+  return { element, posted, sent, sockets, port, tell, settle, contexts, locks, listeners, state: () => context.document.body.dataset.state };
 }
 
 async function testCall() {
@@ -109,8 +144,10 @@ async function testCall() {
   assert.deepEqual({ ...posted.at(-1) }, { clear: true });
   assert.deepEqual(sent.pop(), { type: "conversation.item.truncate", item_id: "one", content_index: 0, audio_end_ms: 500 });
   assert.equal(page.state(), "listening");
-  tell({ type: "conversation.item.input_audio_transcription.completed", item_id: "q", transcript: "And grass?" });
+  tell({ type: "input_audio_buffer.committed", item_id: "q" });
   reply("two", "Green.");
+  tell({ type: "conversation.item.input_audio_transcription.completed", item_id: "q", transcript: "And grass?" });
+  assert.deepEqual(element("captions").children.map((line) => line.textContent), ["It is blue.", "And grass?", "Green."]);
   tell({ type: "response.done", response: { status: "completed" } });
   port.onmessage({ data: { item: "two", count: 2, idle: true } });
   assert.equal(page.state(), "listening", "all is played");
@@ -165,5 +202,26 @@ async function testMessages() {
   assert.equal(left.state(), "idle");
 }
 
+async function testPhones() {
+  const page = browser({ firefox: true });
+  page.element("call").onclick();
+  await page.settle();
+  const listening = page.contexts.map((c) => [c.sampleRate, !!c.listens]);
+  assert.deepEqual(listening, [[24000, false], [44100, true]], "Firefox hears at the device's rate");
+  page.tell({ type: "session.created" });
+  assert.equal(page.locks.length, 1, "the screen stays on");
+  page.contexts[1].state = "interrupted";
+  page.contexts[1].onstatechange();
+  assert.equal(page.contexts[1].resumed, 2);
+  page.listeners.visibilitychange();
+  await page.settle();
+  assert.equal(page.locks.length, 2);
+  assert.equal(page.contexts[1].resumed, 3);
+  track.onended();
+  assert.match(page.element("message").textContent, /no usable microphone/);
+  assert(page.state() === "idle" && page.locks[1].released && page.contexts.every((c) => c.state === "closed"));
+}
+
 testAudioThread();
-testCall().then(testMessages).catch((error) => { console.error(error); process.exit(1); });
+testResampling();
+testCall().then(testMessages).then(testPhones).catch((error) => { console.error(error); process.exit(1); });

@@ -170,9 +170,9 @@ def test_barge_in_while_the_reply_is_made():
     assert item["status"] == "incomplete"
     out = tell(session, "conversation.item.truncate", item_id=item["id"], content_index=0, audio_end_ms=400)
     assert types(out) == ["conversation.item.truncated"]
-    assert session.items[-1].text == "la la la la la"  # 400 of 800 ms
+    assert session.items[-1].text == "la la"  # 400 ms are six letters; how much text had been sent says nothing
     out = say(session, SILENCE, 700)
-    assert only(out, StartReply).messages[-2:] == [{"role": "assistant", "content": "la la la la la"}, {"role": "user", "content": ""}]
+    assert only(out, StartReply).messages[-2:] == [{"role": "assistant", "content": "la la"}, {"role": "user", "content": ""}]
 
 
 def test_barge_in_while_a_finished_reply_is_played():
@@ -314,6 +314,32 @@ def test_there_must_be_something_to_answer():
     session.piece(start.response_id, "Blue.")
     session.finished(start.response_id, Usage(), True)
     assert error_of(tell(session, "response.create"))["code"] == "nothing_to_answer"
+
+
+def test_a_caller_can_be_greeted():
+    session = new_session()
+    greet = {"role": "user", "content": "Greet the caller."}
+    start = only(tell(session, "response.create", response={"instructions": "Greet the caller."}), StartReply)
+    assert start.messages == [greet]
+    session.piece(start.response_id, "Hello!")
+    session.finished(start.response_id, Usage(), True)
+    start = only(tell(session, "response.create", response={"instructions": "Say goodbye."}), StartReply)
+    assert [m["role"] for m in start.messages] == ["system", "assistant", "user"] and start.messages[-1]["content"] == "Say goodbye."
+    session.finished(start.response_id, Usage(), True)
+    session = new_session()
+    tell(session, "conversation.item.create", item={"type": "message", "role": "system", "content": [
+        {"type": "input_text", "text": "Greet the caller."}]})
+    assert only(tell(session, "response.create"), StartReply).messages == [greet]
+
+
+def test_of_a_reply_that_was_cut_off_only_what_can_have_been_heard_is_kept():
+    session = new_session()
+    start = ask(session)[-1]
+    item = session.response.item
+    session.piece(start.response_id, "one two three four five six seven eight nine ten", bytes(2 * 24 * 480))
+    tell(session, "response.cancel")
+    tell(session, "conversation.item.truncate", item_id=item.id, content_index=0, audio_end_ms=480)
+    assert item.text == "one two", "its text came before its sound: 480 ms are seven letters"
 
 
 def test_a_reply_outside_the_conversation_leaves_no_trace():

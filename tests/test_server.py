@@ -16,6 +16,7 @@ import soundfile as sf
 from live_server import NANO, load_nano_with_senses, make_service, serve, speak
 from PIL import Image
 
+from engine.api.completions import to_be_read
 from model.audio import encode_audio, read_audio, to_pcm16
 from scripts import bench_call, soak
 
@@ -137,13 +138,23 @@ def test_a_conversation_has_only_so_many_sounds(world):
 
 # ---- the other routes
 
+def test_a_long_text_is_read_in_pieces():
+    assert to_be_read("The sky is blue. Is it? Yes!\nGood") == ["The sky is blue.", "Is it?", "Yes!", "Good"]
+    assert to_be_read("天空是蓝色的。草是绿色的。") == ["天空是蓝色的。", "草是绿色的。"] and to_be_read(" \n") == []
+    long = to_be_read("word " * 100)
+    assert all(len(piece) <= 120 for piece in long) and " ".join(long).split() == ["word"] * 100
+
+
 def test_a_text_is_read_aloud(client, world):
     whole = client.audio.speech.create(model="any", voice="awb", input="The sky is blue.", response_format="wav")
     assert 0.8 < len(read_audio(whole.content, 24_000)) / 24_000 < 5
     with client.audio.speech.with_streaming_response.create(model="any", voice="awb", input="Milk is white.", response_format="pcm") as r:
         pieces = list(r.iter_bytes())
     assert sum(map(len, pieces)) % 3840 == 0 and len(pieces) > 3
-    for wrong in ({"input": ""}, {"input": "<|im_end|>"}, {"input": "word " * 800}, {"response_format": "aac"}, {"speed": 2}):
+    both = client.audio.speech.create(model="any", voice="awb", input="The sky is blue. Milk is white.", response_format="wav")
+    seconds = len(read_audio(both.content, 24_000)) / 24_000
+    assert seconds > 0.8 * (len(read_audio(whole.content, 24_000)) + sum(map(len, pieces)) / 2) / 24_000, "sentence by sentence"
+    for wrong in ({"input": ""}, {"input": "<|im_end|>"}, {"input": "word " * 820}, {"response_format": "aac"}, {"speed": 2}):
         body = {"model": "any", "voice": "awb", "input": "x", **wrong}
         assert WEB.post(f"http://{world[0]}/v1/audio/speech", json=body).status_code == 400, wrong
 

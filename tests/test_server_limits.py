@@ -132,14 +132,11 @@ def test_calls_rates_and_silence_are_limited(server):
             with pytest.raises(ConnectionClosed) as closed:
                 other.recv(timeout=10)
             assert closed.value.rcvd.code == 1013
-        codes = []
-        for _ in range(30):
+        began = time.monotonic()
+        for _ in range(26):  # 20 at once, then five a second: they wait, and none is lost
             call.send("{}")
-        with pytest.raises(ConnectionClosed) as closed:
-            while True:
-                codes.append(receive(call)["error"]["code"])
-        assert closed.value.rcvd.code == 1008 and codes.pop() == "rate_limit_exceeded"
-        assert set(codes) == {"unknown_event"} and 20 <= len(codes) < 30
+        assert {receive(call)["error"]["code"] for _ in range(26)} == {"unknown_event"}
+        assert time.monotonic() - began > 0.9
     deadline = time.monotonic() + 10
     while True:  # its place is free again
         with realtime(address) as call:
@@ -150,12 +147,14 @@ def test_calls_rates_and_silence_are_limited(server):
 
 
 def test_sound_may_come_only_so_fast(server):
-    address = server({"bytes_per_s": 1000, "message_bytes": 100_000})
+    address = server({"bytes_per_s": 100_000, "message_bytes": 70_000})
     with realtime(address) as call:
         receive(call)
-        for _ in range(5):
+        began = time.monotonic()
+        for _ in range(4):  # 256 kB, 140 of them at once
             call.send(json.dumps({"type": "input_audio_buffer.append", "audio": base64.b64encode(bytes(48_000)).decode()}))
-        assert receive(call)["error"]["code"] == "rate_limit_exceeded"
+        call.send("{}")
+        assert receive(call)["error"]["code"] == "unknown_event" and time.monotonic() - began > 1
 
 
 def test_replies_beyond_the_queue_are_refused(server):
@@ -303,16 +302,17 @@ def test_broken_messages_are_typed_errors_and_do_no_harm(server, count):
 def test_a_bucket_lets_through_what_it_says():
     now = [0.0]
     bucket = TokenBucket(rate=10, burst=20, clock=lambda: now[0])
-    assert [bucket.take(10) for _ in range(3)] == [True, True, False]
-    now[0] = 0.5
-    assert [bucket.take(4), bucket.take(2)] == [True, False]
+    assert [bucket.take(10) for _ in range(3)] == [0, 0, 1]
+    now[0] = 1.5
+    assert [bucket.take(4), bucket.take(2)] == [0, pytest.approx(0.1)]
     now[0] = 1000
-    assert [bucket.take(20), bucket.take(1)] == [True, False]
+    assert [bucket.take(20), bucket.take(1)] == [0, pytest.approx(0.1)]
 
 
 @pytest.mark.parametrize("argv, message", [
     (["--load_from", "/nowhere"], "no such folder"), (["--ssl-certfile", "/nowhere.pem"], "no such file"),
-    (["--api-key", " "], "--api-key"), (["--auth", "me"], "USER:PASSWORD"), (["--auth", ":x"], "USER:PASSWORD"), (["--save_dir", "/nowhere"], "no weights")])
+    (["--api-key", " "], "--api-key"), (["--auth", "me"], "USER:PASSWORD"), (["--auth", ":x"], "USER:PASSWORD"),
+    (["--save_dir", "/nowhere", "--port", "0"], "no weights")])
 def test_wrong_arguments_end_with_one_line(argv, message, capsys):
     assert main(argv) == 2
     error = capsys.readouterr().err

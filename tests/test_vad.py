@@ -34,6 +34,11 @@ def test_hysteresis_keeps_a_turn_open():
     assert run(TurnDetector(threshold=0.5), [(0.4, 2000)]) == []
 
 
+def test_a_turn_ends_under_the_lowest_threshold_too():
+    events = run(TurnDetector(threshold=0.1, silence_ms=480), [(0.9, 320), (0.0, 960), (0.9, 320), (0.0, 960)])
+    assert [type(e) for e, _ in events] == [SpeechStarted, SpeechStopped] * 2
+
+
 @pytest.mark.parametrize("ms, expected", [(192, []), (224, [SpeechStarted(0, True)])])
 def test_barge_in_takes_sustained_speech(ms, expected):
     assert [e for e, _ in run(TurnDetector(), [(0.9, ms), (0.1, 320)], model_speaks=True)] == expected

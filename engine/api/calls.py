@@ -1,7 +1,8 @@
 """WS /v1/realtime: a socket, a RealtimeSession, and the tasks that carry out what the session commands.
 
 - Everything that happens in a call happens under its lock, in order: a client's messages, pieces of its replies, transcripts.
-- A client that sends too much or too fast, stays silent too long or does not read loses its own call, with an error that says why.
+- A client that sends too fast is read more slowly. One whose messages are too large, that stays silent too long or does not read loses
+  its own call, with an error that says why.
 """
 import asyncio
 import json
@@ -59,8 +60,7 @@ class Call:
                 if message["type"] == "websocket.disconnect":
                     return
                 text = message.get("text") or message.get("bytes") or ""
-                if not (self.messages.take(1) and self.bytes.take(len(text))):
-                    return await self._send_away("rate_limit_exceeded", "too many messages, or too much sound, at a time", POLICY)
+                await asyncio.sleep(max(self.messages.take(1), self.bytes.take(len(text))))
                 # of the model that is served now; cloned voices come and go, too
                 self.session.voices, self.session.stand_ins = self.service.voices, self.service.stand_ins
                 await self._act(self.session.receive, text, in_thread=True)

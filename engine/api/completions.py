@@ -3,16 +3,19 @@
 - Text, input_audio and image_url (data URLs only: nothing is fetched) in; text, or speech with its transcript, out; streamed or whole.
 - Sound and pictures belong to the last question; in earlier turns a spoken question is its transcript.
 - A stream carries pcm16, one whole 80 ms frame per chunk: 3840 bytes, so that joined base64 strings stay valid.
-- /v1/audio/speech has the model read a text aloud: the reply's text is forced, its speech is the model's.
+- /v1/audio/speech has the model read a text aloud, sentence by sentence: the replies' text is forced, their speech is the model's.
 """
 import base64
 import json
+import re
+import textwrap
 import time
 import uuid
 from collections import OrderedDict
+from contextlib import aclosing
 from typing import Annotated, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -25,6 +28,7 @@ from model.config import SAMPLE_RATE
 KEPT_S = 3600  # how long a reply's audio id stands for its transcript
 KEPT = 1000  # of them at most
 READ_ALOUD = "Say after me: "  # how the model was asked for it in training
+READ_AT_ONCE = 120  # characters: of more, a small model leaves words out
 MEDIA = {"mp3": "audio/mpeg", "wav": "audio/wav", "flac": "audio/flac", "opus": "audio/ogg", "pcm": "application/octet-stream"}
 
 
@@ -172,6 +176,12 @@ def _read_parts(service: Service, parts: list[Part], where: str, question: Quest
     return "\n\n".join(filter(None, texts))
 
 
+def to_be_read(text: str) -> list[str]:
+    """A text in pieces that are read aloud one after the other: sentences, and of long ones at most READ_AT_ONCE characters."""
+    sentences = re.split(r"(?<=[.!?])\s+|(?<=[。！？；])|\n+", text)
+    return [piece for sentence in sentences for piece in textwrap.wrap(sentence, READ_AT_ONCE)]
+
+
 def chat_usage(reply: Reply) -> dict:
     u = reply.usage()
     asked, said = u.input_text + u.input_audio + u.input_image, u.output_text + u.output_audio
@@ -184,27 +194,29 @@ def b64(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")
 
 
-async def first_of(reply: Reply):
-    """The reply's pieces, begun: what fails before there is anything to hear fails here, as an ordinary error."""
-    pieces = aiter(reply)
+async def pieces_of(reply: Reply):
+    """A reply's (text, pcm), piece by piece; it is closed at the end, or when nobody wants more."""
     try:
-        return pieces, [await anext(pieces)]
-    except StopAsyncIteration:
-        return pieces, []
-    except BaseException:
-        reply.close()
-        raise
-
-
-async def go_on(first: list, pieces, reply: Reply):
-    """All pieces of a begun reply; the reply is closed at the end, or when nobody wants more."""
-    try:
-        for piece in first:
-            yield piece
-        async for piece in pieces:
+        async for piece in reply:
             yield piece
     finally:
         reply.close()
+
+
+async def begun(pieces):
+    """The same pieces, with the first one made: what fails before there is anything to hear fails here, as an ordinary error."""
+    try:
+        first = [await anext(pieces)]
+    except StopAsyncIteration:
+        first = []
+
+    async def go_on():
+        async with aclosing(pieces):
+            for piece in first:
+                yield piece
+            async for piece in pieces:
+                yield piece
+    return go_on()
 
 
 def make_router(service: Service) -> APIRouter:
@@ -226,11 +238,11 @@ def make_router(service: Service) -> APIRouter:
         question.max_tokens = body.max_completion_tokens or body.max_tokens
         question.temperature, question.top_p, question.seed = body.temperature, body.top_p, body.seed
         reply = await service.answer(service.request, question, spoken, began)
-        pieces, first = await first_of(reply)
+        pieces = await begun(pieces_of(reply))
         if body.stream:
             usage = body.stream_options is not None and body.stream_options.include_usage
-            return StreamingResponse(chunks(reply, go_on(first, pieces, reply), spoken, usage), media_type="text/event-stream")
-        sound = b"".join([pcm async for _, pcm in go_on(first, pieces, reply)])
+            return StreamingResponse(chunks(reply, pieces, spoken, usage), media_type="text/event-stream")
+        sound = b"".join([pcm async for _, pcm in pieces])
         text = reply.text.strip()
         message = {"role": "assistant", "content": None if spoken else text, "refusal": None}
         if spoken:
@@ -272,19 +284,27 @@ def make_router(service: Service) -> APIRouter:
         yield "data: [DONE]\n\n"
 
     @router.post("/audio/speech", response_class=Response)
-    async def audio_speech(body: SpeechRequest):
+    async def audio_speech(body: SpeechRequest, client: Request):
         """A given text, read aloud. `pcm` comes while it is spoken, the other formats when it is whole."""
-        began = time.perf_counter()
         voice = service.voice_named(body.voice.id if isinstance(body.voice, ById) else body.voice, "voice")
-        if not service.chat.plain(body.input):
+        texts = [text for text in to_be_read(body.input) if service.chat.plain(text)]
+        if not texts:
             raise ProtocolError("there is nothing to read", param="input")
-        question = Question([{"role": "user", "content": READ_ALOUD + body.input}], voice=voice, say=body.input)
-        reply = await service.answer(service.request, question, True, began)
-        pieces, first = await first_of(reply)
-        sound = go_on(first, pieces, reply)
+
+        async def read():
+            for text in texts:
+                if await client.is_disconnected():
+                    return
+                question = Question([{"role": "user", "content": READ_ALOUD + text}], voice=voice, say=text)
+                reply = await service.answer(service.request, question, True, time.perf_counter())
+                async with aclosing(pieces_of(reply)) as pieces:
+                    async for _, pcm in pieces:
+                        yield pcm
+
+        sound = await begun(read())
         if body.response_format == "pcm":
-            return StreamingResponse((pcm async for _, pcm in sound if pcm), media_type=MEDIA["pcm"])
-        whole = from_pcm16(b"".join([pcm async for _, pcm in sound]))
+            return StreamingResponse(sound, media_type=MEDIA["pcm"])
+        whole = from_pcm16(b"".join([pcm async for pcm in sound]))
         data = await service.encode(encode_audio, whole, SAMPLE_RATE, body.response_format)
         return Response(data, media_type=MEDIA[body.response_format])
 

@@ -18,7 +18,7 @@ class Limits:
     calls: int = 16  # Realtime sessions at a time
     waiting: int = 32  # replies that wait for a free row
     new_tokens: int = 512  # steps of one reply
-    idle_s: float = 120.0  # without a message from the client
+    idle_s: float = 1800.0  # without a message from the client: one that talks by hand says nothing for long
     body_s: float = 30.0  # for a request to arrive
     send_s: float = 10.0  # for a client to take one message
     messages_per_s: float = 100.0
@@ -26,18 +26,15 @@ class Limits:
 
 
 class TokenBucket:
-    """Lets `rate` units a second through, and `burst` of them at once. clock() is in seconds."""
+    """Lets `rate` units a second through, after `burst` of them at once. clock() is in seconds."""
 
     def __init__(self, rate: float, burst: float, clock: Callable[[], float] = time.monotonic):
         self.rate, self.burst, self.clock = rate, burst, clock
         self.level, self.last = burst, clock()
 
-    def take(self, units: float) -> bool:
-        """Whether that many may pass now."""
+    def take(self, units: float) -> float:
+        """Take that many; how many seconds to wait before the next ones."""
         now = self.clock()
-        self.level = min(self.burst, self.level + self.rate * (now - self.last))
+        self.level = min(self.burst, self.level + self.rate * (now - self.last)) - units
         self.last = now
-        if units > self.level:
-            return False
-        self.level -= units
-        return True
+        return max(0.0, -self.level / self.rate)

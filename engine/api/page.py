@@ -42,7 +42,7 @@ PRIVATE = {"api_visibility": "private"}  # the page's own routes: programs use t
 
 @dataclass
 class Talk:
-    """One visitor's conversation: messages as Chat.reply wants them, and as the page shows them. What a browser says was shown is not asked.
+    """One visitor's conversation: messages as Chat.reply wants them, and as the page shows them.
 
     stopped: the reply that is going on is not wanted any more. over: another talk has taken this one's place.
     """

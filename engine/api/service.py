@@ -27,7 +27,7 @@ from engine.realtime_events import ProtocolError
 from engine.session import Finish, PromptTooLong, Reason, Request
 from engine.voice_store import VoiceStore, check_name, codec_id
 from engine.voices import NO_VOICE, Voice, match_voice, pick_voice
-from model.audio import from_pcm16, lfr_frames, read_audio, resample, to_pcm16
+from model.audio import from_pcm16, read_audio, resample, to_pcm16
 from model.config import FRAME_SAMPLES, INPUT_RATE, SAMPLE_RATE
 
 log = logging.getLogger(__name__)
@@ -179,14 +179,12 @@ class Service:
             if getattr(question, name) is not None:
                 params = replace(params, **{name: getattr(question, name)})
         self.check_images(len(question.images))
-        reserve = len(question.images) * chat.config.image_token_len
-        if question.wav is not None:
-            reserve += (1 + lfr_frames(len(question.wav))) * (1 + bool(params.transcript))  # the ear writes one piece a frame at most
-        generator = None if question.seed is None else torch.Generator(chat.device).manual_seed(question.seed % 2**63)
+        generator = None if question.seed is None else torch.Generator().manual_seed(question.seed % 2**63)
         if self.log_transcripts:
             log.info("asked: %r", question.messages[-1]["content"])
-        return chat.request(chat.fit(question.messages, params, reserve), params, pick_voice(chat.voices, question.voice), question.wav,
-                            question.images, generator, question.conversation, question.say)
+        messages = chat.fit(question.messages, params, question.wav, len(question.images))
+        return chat.request(messages, params, pick_voice(chat.voices, question.voice), question.wav, question.images, generator,
+                            question.conversation, question.say)
 
     def hear(self, pcm: bytes) -> np.ndarray:
         """24 kHz pcm16 -> (S,) at 16 kHz."""

@@ -1,13 +1,15 @@
 // The phone page's logic, and the AudioWorklet it records and plays with: the same file is loaded twice, into the page and into
 // the audio thread. The page speaks the OpenAI Realtime protocol of /v1/realtime, nothing of its own.
 //
-// - 24 kHz pcm16 up in packets of 40 ms; down it is queued sample by sample and can be cut at once.
+// - 24 kHz pcm16 up in packets of 40 ms; down it is queued sample by sample and can be cut at once. Firefox records only at the rate
+//   of the device: what is heard is then brought to 24 kHz in the audio thread.
 // - Barge-in: on speech_started the queue is cleared, and the item is truncated to what was really played.
 // - A picture from the camera becomes part of what the user says next.
 // - Chinese where the browser is; messages of the server are English.
 
 const RATE = 24000;
 const PACKET = 960; // samples: 40 ms
+const LOBES = 8; // of the resampling filter, on each side
 const PICTURE = 512; // pixels of a picture's longer side: the model sees 256
 const WORDS = {
   en: { idle: "Ready", connecting: "Connecting…", listening: "Listening", thinking: "Thinking…", speaking: "Speaking",
@@ -30,6 +32,9 @@ if (typeof AudioWorkletProcessor !== "undefined") {
   registerProcessor("phone", class extends AudioWorkletProcessor {
     constructor() {
       super();
+      this.step = sampleRate / RATE; // of the device's samples for each one of ours
+      this.heard = new Float32Array(0); // the last samples of the device
+      this.next = 0; // where in them our next sample lies
       this.queue = []; // {item, samples, at}
       this.packet = new Float32Array(PACKET);
       this.filled = 0;
@@ -52,7 +57,7 @@ if (typeof AudioWorkletProcessor !== "undefined") {
         if (head.at === head.samples.length) this.queue.shift();
       }
       for (const [item, count] of played) this.port.postMessage({ item, count, idle: !this.queue.length });
-      for (const sample of input[0] || []) {
+      for (const sample of this.resampled(input[0] || [])) {
         this.packet[this.filled++] = sample;
         if (this.filled === PACKET) {
           this.port.postMessage({ packet: this.packet });
@@ -61,6 +66,28 @@ if (typeof AudioWorkletProcessor !== "undefined") {
         }
       }
       return true;
+    }
+
+    resampled(input) { // by a sinc under a raised cosine, cut off at the lower of the two rates' limits
+      if (this.step === 1) return input;
+      const cut = Math.max(1, this.step), half = LOBES * cut, out = [];
+      const heard = new Float32Array(this.heard.length + input.length);
+      heard.set(this.heard);
+      heard.set(input, this.heard.length);
+      for (; this.next + half < heard.length; this.next += this.step) {
+        let sum = 0, weights = 0;
+        for (let i = Math.max(0, Math.ceil(this.next - half)); i <= this.next + half; i++) {
+          const x = Math.PI * (i - this.next) / cut;
+          const weight = (x ? Math.sin(x) / x : 1) * (1 + Math.cos(x / LOBES));
+          sum += weight * heard[i];
+          weights += weight;
+        }
+        out.push(sum / weights);
+      }
+      const done = Math.max(0, Math.floor(this.next - half));
+      this.heard = heard.slice(done);
+      this.next -= done;
+      return out;
     }
   });
 } else {
@@ -91,6 +118,7 @@ function startPage() {
       call.captions.set(key, line);
     }
     line.textContent = append ? line.textContent + text : text;
+    line.hidden = !line.textContent;
     element("captions").scrollTop = element("captions").scrollHeight;
   }
 
@@ -110,21 +138,55 @@ function startPage() {
       hangUp();
       return complain(error.name === "NotAllowedError" ? words.denied : `${words.unusable} (${error.name})`);
     }
-    mine.audio = new AudioContext({ sampleRate: RATE });
-    await mine.audio.audioWorklet.addModule("phone.js");
+    mine.stream.getTracks().forEach((track) => { track.onended = () => lost(mine, words.unusable); });
+    mine.audio = await sounding(mine, { sampleRate: RATE });
     if (call !== mine) return release(mine);
-    mine.node = new AudioWorkletNode(mine.audio, "phone", { outputChannelCount: [1] });
-    mine.node.port.onmessage = ({ data }) => (data.packet ? recorded(data.packet) : played(data));
-    mine.audio.createMediaStreamSource(mine.stream).connect(mine.node);
+    mine.node = worklet(mine.audio);
     mine.node.connect(mine.audio.destination);
-    await mine.audio.resume();
+    try {
+      mine.audio.createMediaStreamSource(mine.stream).connect(mine.node);
+    } catch (error) {
+      if (error.name !== "NotSupportedError") throw error;
+      mine.ear = await sounding(mine);
+      if (call !== mine) return release(mine);
+      const listening = worklet(mine.ear);
+      mine.ear.createMediaStreamSource(mine.stream).connect(listening);
+      listening.connect(mine.ear.destination); // it plays silence, but what leads nowhere may not run
+    }
+    await stayAwake();
     mine.socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/v1/realtime`, ["realtime"]);
     mine.socket.onmessage = ({ data }) => { if (call === mine) received(JSON.parse(data)); };
-    mine.socket.onclose = () => {
-      if (call !== mine) return;
-      if (!element("message").textContent) complain(words.ended);
-      hangUp();
-    };
+    mine.socket.onclose = () => lost(mine, words.ended);
+  }
+
+  async function sounding(mine, options) { // a running AudioContext with our audio thread
+    const audio = new AudioContext(options), running = audio.resume(); // now: later is too long after the tap for Safari
+    await Promise.all([running, audio.audioWorklet.addModule("phone.js")]);
+    audio.onstatechange = () => { if (call === mine && audio.state !== "closed") wake(audio); }; // a telephone call stops it
+    return audio;
+  }
+
+  function worklet(audio) {
+    const node = new AudioWorkletNode(audio, "phone", { outputChannelCount: [1] });
+    node.port.onmessage = ({ data }) => (data.packet ? recorded(data.packet) : played(data));
+    return node;
+  }
+
+  function wake(audio) { audio.resume().catch(() => {}); } // still interrupted: the next change of its state, or of the page's, tries again
+
+  async function stayAwake() { // a screen that locks takes the microphone with it
+    if (!call || document.visibilityState !== "visible") return;
+    for (const audio of [call.audio, call.ear]) if (audio && audio.state !== "running") wake(audio);
+    const mine = call, lock = await navigator.wakeLock?.request("screen").catch(() => null); // refused when the battery is low
+    if (call !== mine) return lock?.release();
+    mine.lock?.release();
+    mine.lock = lock;
+  }
+
+  function lost(mine, why) {
+    if (call !== mine) return;
+    if (!element("message").textContent) complain(why);
+    hangUp();
   }
 
   function send(type, fields) {
@@ -149,10 +211,12 @@ function startPage() {
         if (element("interrupt").checked) interrupt();
         return;
       case "input_audio_buffer.committed":
+        caption(event.item_id, "user", "…"); // its words may come after those of the reply
         return show("thinking");
       case "conversation.item.input_audio_transcription.completed":
-        if (event.transcript) caption(event.item_id, "user", event.transcript);
-        return;
+        return caption(event.item_id, "user", event.transcript);
+      case "conversation.item.input_audio_transcription.failed":
+        return caption(event.item_id, "user", "");
       case "response.created":
         call.responding = true;
         return show("thinking");
@@ -256,7 +320,8 @@ function startPage() {
     clearInterval(ended.ticking);
     if (ended.socket) ended.socket.close();
     if (ended.stream) ended.stream.getTracks().forEach((track) => track.stop());
-    if (ended.audio && ended.audio.state !== "closed") ended.audio.close();
+    if (ended.lock) ended.lock.release();
+    for (const audio of [ended.audio, ended.ear]) if (audio && audio.state !== "closed") audio.close();
   }
 
   function hangUp() {
@@ -276,6 +341,7 @@ function startPage() {
   };
   element("show").onclick = () => showPicture().catch((error) => complain(error.message));
   element("interrupt").onchange = element("voice").onchange = () => { if (call) configure(); };
+  document.addEventListener("visibilitychange", stayAwake); // the system has let go of the screen while the page was hidden
   for (const id of ["call", "mute", "show", "hangup", "interrupting", "voicing"]) element(id).textContent = words[id];
   element("state").textContent = words.idle;
   listVoices().catch((error) => complain(error.message));

@@ -7,8 +7,7 @@ let node = null; // a promise of the AudioWorkletNode
 
 async function start() {
   const audio = new AudioContext({ sampleRate: 24000 });
-  await audio.audioWorklet.addModule("phone.js");
-  await audio.resume();
+  await Promise.all([audio.resume(), audio.audioWorklet.addModule("phone.js")]);
   const worklet = new AudioWorkletNode(audio, "phone", { outputChannelCount: [1] });
   worklet.port.onmessage = ({ data }) => {
     if (data.item !== player.turn) return;
@@ -17,6 +16,13 @@ async function start() {
   };
   worklet.connect(audio.destination);
   return worklet;
+}
+
+function ready() {
+  return node ??= start().catch((error) => {
+    node = null; // the next frame, or tap, tries again
+    throw error;
+  });
 }
 
 function show() {
@@ -32,7 +38,7 @@ async function take({ turn, pcm }) {
   const view = new DataView(bytes.buffer);
   const samples = Float32Array.from({ length: bytes.length / 2 }, (_, i) => view.getInt16(2 * i, true) / 32768);
   player.received += samples.length;
-  const { port } = await (node ??= start());
+  const { port } = await ready();
   if (turn === player.silenced || turn !== player.turn) return;
   if (fresh) port.postMessage({ clear: true });
   port.postMessage({ item: turn, samples });
@@ -43,4 +49,8 @@ player.stop = async () => {
   if (node) (await node).port.postMessage({ clear: true });
 };
 window.minimindPlayer = player;
+// Safari lets a page make sound only from within a tap or a key, and silences it again after a telephone call.
+for (const gesture of ["click", "keydown"]) {
+  document.addEventListener(gesture, () => ready().then(({ context }) => context.resume()).catch(() => {}), true); // take() complains
+}
 watch("value", () => take(props.value).catch((error) => { clock.textContent = `no sound: ${error.message}`; }));
