@@ -271,10 +271,12 @@ class Engine:
             session.num_talked = end
 
     def _place(self, chunks: list[tuple[Session, int, int]]) -> Place:
-        """Where chunks [start, end) of their prompts stand. A shorter chunk is padded: what follows it is overwritten later."""
+        """Where chunks [start, end) of their prompts stand. A shorter chunk is padded: its pads are written to `end`, which is still in its
+        prompt (the last column is the first step's) and overwritten later."""
         width = max(end - start for _, start, end in chunks)
         starts = torch.tensor([start for _, start, _ in chunks], device=self.device)
-        positions = (starts[:, None] + torch.arange(width, device=self.device)).clamp(max=self.max_length - 1)
+        ends = torch.tensor([end for *_, end in chunks], device=self.device)
+        positions = torch.minimum(starts[:, None] + torch.arange(width, device=self.device), ends[:, None])
         rows = torch.tensor([s.row for s, _, _ in chunks], device=self.device)
         only = chunks[0][0].row
         index = slice(only, only + 1) if len(chunks) == 1 else rows

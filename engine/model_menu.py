@@ -32,7 +32,7 @@ def scan(folders: Iterable[Path], packs: Sequence[Path]) -> dict[str, Choice]:
             for name, weights in _weights_in(place):
                 choice = _choose(weights, place, packs)
                 if choice is not None and choice not in choices.values():
-                    choices[name] = choice
+                    choices[name if name not in choices else str(weights.with_suffix(""))] = choice
     return choices
 
 
@@ -52,12 +52,12 @@ def _choose(weights: Path, place: Path, packs: Sequence[Path]) -> Choice | None:
     """The weights with a pack that fits; None, with a word in the log, for another model's and where none fits."""
     try:
         config = _config(weights)
+        for pack in [place, *packs]:
+            if _fits(pack, config, weights.is_dir()):
+                return Choice(weights, pack)
     except (ValueError, OSError, TypeError, KeyError) as error:
         log.debug("%s is not in the menu: %s", weights, error)
         return None
-    for pack in [place, *packs]:
-        if _fits(pack, config, weights.is_dir()):
-            return Choice(weights, pack)
     log.info("%s is not in the menu: no pack has its tokenizer and codec", weights)
     return None
 
@@ -69,7 +69,7 @@ def _config(weights: Path) -> OmniConfig:
 
 def _fits(pack: Path, config: OmniConfig, own_tokenizer: bool) -> bool:
     codec, tokenizer = pack / MIMI / "config.json", pack / "tokenizer.json"
-    if not codec.is_file() or json.loads(codec.read_text()).get("codebook_size") != config.num_codes:
+    if not codec.is_file() or json.loads(codec.read_text(encoding="utf-8")).get("codebook_size") != config.num_codes:
         return False
     if own_tokenizer:
         return True

@@ -2,7 +2,7 @@
 
 - fp32, bf16, fp16: weights, activations of the matrix products and cache in that type; norms, residuals and logits stay float32.
 - int8: weights in int8 with one scale per output, halving bf16's traffic again; activations and cache in bf16.
-- `auto`: fp32 on CPUs, where the others' quality has not been measured yet; bf16 on GPUs, fp16 on those without it.
+- `auto`: fp32 on CPUs; bf16 on GPUs, fp16 on those that only emulate it. What the others cost in quality: docs/evaluation.md.
 """
 from dataclasses import dataclass
 
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.hardware import fast_bfloat16
 from model.packed import Packed, linear, pack
 
 DTYPES = ("auto", "fp32", "bf16", "fp16", "int8")
@@ -34,7 +35,7 @@ def choose(name: str, device: torch.device, compiled: bool = False) -> Precision
     """
     plain_rows = compiled and device.type == "cpu"
     if name == "auto":
-        name = "fp32" if device.type == "cpu" else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        name = "fp32" if device.type == "cpu" else "bf16" if fast_bfloat16(device) else "fp16"
     if name == "fp32":
         return Precision(name, torch.float32, plain_rows=plain_rows)
     if name == "bf16":

@@ -20,7 +20,7 @@ def pick(mass: Tensor, uniform: Tensor) -> Tensor:
     """Index (...) drawn from unnormalised masses (..., N) by inverting their cumulative sum at `uniform` (...)."""
     total = mass.cumsum(-1)
     chosen = (total <= uniform[..., None] * total[..., -1:]).sum(-1)
-    return chosen.clamp(max=mass.shape[-1] - 1)  # only NaN logits come here: the id must still be one
+    return chosen.clamp(max=mass.shape[-1] - 1)  # a uniform next to 1 may be rounded to the end
 
 
 def falling_order(x: Tensor) -> Tensor:

@@ -130,12 +130,21 @@ def save_model(model: MiniMindOmni, path: str | Path, extra: dict | None = None)
 def read_sidecar(path: str | Path) -> dict | None:
     """What is known of the weights at `path`: the JSON beside a .pth, or None when there is none (released weights have none).
 
-    A Transformers folder always has its config.json; it is given in the same form, {"config": OmniConfig's fields}.
+    A Transformers folder always has its config.json; it is given in the same form, {"config": OmniConfig's fields}. ValueError, naming the
+    file, when it holds something else.
     """
     if Path(path).is_dir():
         return {"config": read_config(path).to_dict()}
     path = Path(path).with_suffix(".json")
-    return json.loads(path.read_text()) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(found, dict) or not isinstance(found.get("config"), dict):
+        raise ValueError(f'{path} has no {{"config": {{...}}}}: it cannot be what was saved beside the weights')
+    return found
 
 
 def load_model(path: str | Path, config: OmniConfig | None = None, device: str | torch.device = "cpu",

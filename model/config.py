@@ -66,6 +66,9 @@ class OmniConfig:
             self.bridge_layer = self.num_hidden_layers // 2 - 1
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(f"num_attention_heads {self.num_attention_heads} is not a multiple of num_key_value_heads "
+                             f"{self.num_key_value_heads}")
         if not 0 <= self.bridge_layer < self.num_hidden_layers:
             raise ValueError(f"bridge_layer {self.bridge_layer} is outside the Thinker's {self.num_hidden_layers} layers")
 

@@ -103,11 +103,13 @@ def search(log_probs: np.ndarray, model: NGram, weight: float = 0.7, bonus: floa
     """Tokens of the likeliest text of (L, V) log probabilities: CTC prefix search (Hannun et al. 2014) with shallow fusion.
 
     A text's score is the log probability of its alignments, `weight` times that of its tokens, and `bonus` per token, without which short
-    texts win. After each frame the best `width` texts stay, no more than `behind` worse than the best; tokens below `least` are not tried.
+    texts win. After each frame the best `width` texts stay, no more than `behind` worse than the best. Of a frame's tokens the best `width`
+    are tried, and none below `least`: noise has hundreds of them.
     """
     beams = {(): Beam(0.0, NEVER, 0.0)}
     for frame in log_probs:
-        tokens = [(int(token), float(frame[token])) for token in np.flatnonzero(frame > least) if token != BLANK]
+        likely = np.argpartition(-frame, width)[:width] if len(frame) > width else np.arange(len(frame))
+        tokens = [(int(token), float(frame[token])) for token in likely if frame[token] > least and token != BLANK]
         grown: dict[tuple, Beam] = {}
         for text, beam in beams.items():
             last, sound = text[-1] if text else None, beam.sound

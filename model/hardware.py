@@ -11,12 +11,16 @@ ROWS, SIZE, TRIES = 1024, 512, 5  # of the products that are timed: a few millis
 
 
 def fast_bfloat16(device) -> bool:
-    """Whether matrix products are faster in bfloat16 than in float32: on GPUs, and on CPUs where a few of them, timed once, are.
+    """Whether matrix products are faster in bfloat16 than in float32: on GPUs that do not emulate it, on CPUs where a few, timed once, are.
 
     A CPU's instructions do not tell. GFLOP/s a core in bfloat16 and float32, measured: 470 and 104 with AVX512-BF16 on one processor, 84
     and 155 with AVX512-BF16 on another (an Intel one whose AMX tiles are hidden), 95 and 170 with neither.
     """
-    return torch.device(device).type != "cpu" or _cpu_is_faster_in_bfloat16()
+    device = torch.device(device)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type != "cpu" or _cpu_is_faster_in_bfloat16()
 
 
 @cache

@@ -84,6 +84,10 @@ def test_unreadable_files_are_named(tmp_path):
     torch.save({"f": os.path.join}, tmp_path / "code.pth")
     with pytest.raises(ValueError, match="code.pth is not a readable checkpoint"):
         load_weights(tmp_path / "code.pth")
+    for broken in ("{bad", "[]", "{}", '{"config": 3}'):
+        (tmp_path / "good.json").write_text(broken)
+        with pytest.raises(ValueError, match="good.json"):
+            read_sidecar(tmp_path / "good.pth")
 
 
 def test_strict_load_names_every_wrong_key_and_changes_nothing():

@@ -68,6 +68,13 @@ def test_the_search_finds_the_best_text_of_all(seed):
         assert score(narrow, weight, bonus) > score(best, weight, bonus) - 1
 
 
+def test_noise_costs_no_more_than_speech(monkeypatch):
+    tried = []
+    monkeypatch.setattr(NGram, "log_prob", lambda self, before, token: tried.append(token) or -1.0)
+    search(np.full((20, 500), -np.log(500)), NGram.fit([[3]], 2, 500))
+    assert len(tried) <= 20 * 16 * 16, "16 texts, 16 tokens each"
+
+
 def test_what_the_sound_leaves_open_is_settled_by_what_people_say():
     model = NGram.fit([[3, 4, 5]] * 20 + [[6]], 3, VOCABULARY)
     frames = np.full((5, VOCABULARY), -6.0)

@@ -95,6 +95,30 @@ def test_overflow_ends_one_session_and_leaves_its_row_clean(model):
     assert sorted(map(str, (heard(f) for f in again.values()))) == sorted(str(expected(model, random_request(model, s))) for s in (3, 4))
 
 
+def test_a_prompt_that_overflows_beside_a_longer_one_leaves_nothing_behind(model):
+    engine = Engine(model, slots=4)
+    think = engine.network.think
+
+    def overflowing(x, place):
+        x = x.clone()
+        x[place.rows == row] = torch.nan
+        return think(x, place)
+
+    short = engine.admit(random_request(model, 1, length=4))
+    row = engine.sessions[short].row
+    long = engine.admit(random_request(model, 2, length=30))
+    engine.network.think = overflowing
+    frames = {}
+    for frame in engine.step():
+        frames.setdefault(frame.slot, []).append(frame)
+    engine.network.think = think
+    assert frames[short][-1].finish.reason is Reason.FAILED
+    third = engine.admit(random_request(model, 3, length=5))  # into its row, whose pads would still be there
+    drain(engine, frames)
+    assert heard(frames[third]) == expected(model, random_request(model, 3, length=5))
+    assert heard(frames[long]) == expected(model, random_request(model, 2, length=30))
+
+
 def test_a_prompt_that_cannot_be_read_ends_those_who_wait(model):
     engine = Engine(model, slots=3, prefill_chunk=4)
     first = engine.admit(random_request(model, 1))

@@ -1,4 +1,5 @@
 """What is asked of the machine: the faster number format is found by trying, and freed memory stays with the process when asked for."""
+import contextlib
 import platform
 import subprocess
 import sys
@@ -24,8 +25,11 @@ print(held, resident() - before)
 """
 
 
-def test_a_gpu_is_fast_in_bfloat16_and_a_cpu_is_asked_once():
-    assert fast_bfloat16("cuda") and fast_bfloat16(torch.device("cuda", 1))
+def test_a_gpu_is_fast_in_bfloat16_and_a_cpu_is_asked_once(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext(asked.append(device)))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: not including_emulation)
+    assert fast_bfloat16("cuda") and fast_bfloat16(torch.device("cuda", 1)) and asked == [torch.device("cuda"), torch.device("cuda", 1)]
     first, started = fast_bfloat16("cpu"), time.perf_counter()
     assert fast_bfloat16("cpu") is first and time.perf_counter() - started < 1e-3
 
