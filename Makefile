@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 QUESTION ?= What color is the sky?
+override QUESTION := $(value QUESTION)
+export QUESTION  # to the shell as it was typed: it may hold quotes and dollars
 
 .PHONY: demo test test-slow clean
 
@@ -13,7 +15,7 @@ $(VENV)/.ready: requirements.txt
 	touch $@
 
 demo: $(VENV)/.ready  ## ask the shipped nano model one question: streamed text and a WAV
-	$(BIN)/python eval_omni.py --prompt "$(QUESTION)"
+	$(BIN)/python eval_omni.py --prompt "$$QUESTION"
 
 test: $(VENV)/.ready  ## the fast tests: CPU, offline
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests

@@ -3,7 +3,8 @@
 - Without arguments: every suite the shipped nano pack can run. `--prompt` asks one question, `--interactive` holds a conversation.
 - `--load_from model` talks to the released model (weights in out/, tokenizer and frozen modules in model/), `--load_from FOLDER` to
   another pack or to a Transformers folder of MiniMind-O (frozen modules in it, or in model/).
-- Speech is decoded while it is generated; each reply's times, WAV and a results.json are kept in --output_dir.
+- Speech is decoded while it is generated; each reply's times, WAV and a results.json are kept in --output_dir: of all that was answered,
+  when a question cannot be asked or Ctrl-C ends it, too.
 - Exit codes: 0 done, 2 wrong input or a missing module (one line on stderr says which and the remedy), 130 interrupted.
 
     python eval_omni.py --prompt "What color is the sky?"
@@ -22,12 +23,12 @@ from engine.chat import (CAMPPLUS, MIMI, SENSEVOICE, SIGLIP, VOICES, Answer, Cha
                          read_image, released_config, require_part)
 from engine.generate import GenerationParams
 from engine.precision import DTYPES
-from engine.voices import Voice, pick_voice
+from engine.voices import NO_VOICE, Voice, pick_voice
 from evals.cases import SUITES, Case, cases_for, parse_suites
 from model.audio import read_audio, write_wav
 from model.checkpoint import save_json
 from model.config import INPUT_RATE, SAMPLE_RATE, OmniConfig
-from model.refusal import one_line, refuse
+from model.refusal import INPUT_ERRORS, one_line, refuse
 from model.transformers_folder import is_transformers_folder
 
 ROOT = Path(__file__).resolve().parent
@@ -36,6 +37,7 @@ NEEDS = {"audio": (SENSEVOICE,), "image": (SIGLIP,), "mix": (SENSEVOICE, SIGLIP)
 CONVERSATION = "cli"  # key of what the engine keeps between turns: there is one conversation at a time
 HELP = """/audio FILE  ask by voice          /image FILE  show a picture with the next question
 /voice NAME  speak with this voice /clone FILE   speak like this clip
+/voice       list the voices
 /reset       forget what was said  /exit         leave"""
 
 
@@ -83,7 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     ask.add_argument("--mode", help="the same by number, as in the original: -1 all, 0 text ... 5 mix; lists like 0,2")
     ask.add_argument("--examples_dir", help="sounds and pictures of the suites (default: <pack>/examples)")
     how = parser.add_argument_group("how to answer")
-    how.add_argument("--voice", help="voice from the pack's voices.pt, or 'none' (default: its first voice)")
+    how.add_argument("--voice", help="voice from the pack's voices.pt or voices_unseen.pt, or 'none' (default: the first)")
     how.add_argument("--clone", metavar="FILE", help="speak like this clip (1-30 s)")
     how.add_argument("--temperature", type=number(float, 0), help="of the text; 0 is greedy (default: the pack's, 0.1 nano; 0.7 released)")
     how.add_argument("--top_p", type=number(float, 0, 1, open_low=True), help="default: the pack's, else 0.9")
@@ -112,7 +114,7 @@ class Session:
         wav = None if audio is None else read_audio(audio, INPUT_RATE)
         images = [] if image is None else [read_image(image)]
         voice = voice or self.voice
-        messages = self.chat.fit([*self.messages, {"role": "user", "content": text}], self.params)
+        messages = self.chat.fit([*self.messages, {"role": "user", "content": text}], self.params, wav, len(images))
         answer = listen(lambda: self.chat.reply(messages, self.params, voice, wav, images, self.generator, CONVERSATION), self.params,
                         on_text=lambda piece: print(piece, end="", flush=True))
         print()
@@ -177,6 +179,8 @@ def pack_folder(args) -> Path:
 
 def check_inputs(args, folder: Path) -> None:
     """Refuse missing files and missing parts of the pack before anything slow is loaded."""
+    if args.voice is not None and args.clone is not None:
+        raise ValueError("choose one of --voice and --clone")
     for flag, parts in (("audio", (SENSEVOICE,)), ("image", (SIGLIP,)), ("clone", (CAMPPLUS, MIMI))):
         file = getattr(args, flag)
         if file is not None:
@@ -213,6 +217,9 @@ def load_chat(args, folder: Path, decode_audio: bool = True, slots: int = 1) -> 
     chat = Chat.load(folder, weights, config, device, decode_audio=decode_audio, dtype=args.dtype, slots=slots,
                      compiled=bool(args.use_compile))
     chat.use_few_threads()
+    if args.max_new_tokens >= chat.engine.max_length:
+        raise ValueError(f"--max_new_tokens {args.max_new_tokens}: question and reply together have {chat.engine.max_length} positions in "
+                         f"{shown(weights)}; give less")
     return chat, world_of(chat)
 
 
@@ -227,29 +234,39 @@ def load_session(args, folder: Path) -> tuple[Session, str]:
     params = chat.settings(max_new_tokens=args.max_new_tokens, top_p=args.top_p, temperature=args.temperature,
                            thinking=bool(args.open_thinking), transcript=args.transcript)
     voice = chat.clone(locate(args.clone)) if args.clone else pick_voice(chat.voices, args.voice)
-    generator = torch.Generator(chat.device).manual_seed(args.seed)
+    generator = torch.Generator().manual_seed(args.seed)
     return Session(chat, params, voice, generator, Path(args.output_dir)), world
 
 
-def run_cases(session: Session, cases: list[Case], seed: int) -> list[dict]:
-    """Ask every case as a conversation of its own; the same seed each, so that a case does not depend on its neighbours."""
-    records = []
+def run_cases(session: Session, cases: list[Case], seed: int, records: list[dict]) -> int:
+    """Ask every case as a conversation of its own; the same seed each, so that a case does not depend on its neighbours.
+
+    Appends to `records`. One that cannot be asked is a line on stderr, and the next follows; returns the exit code.
+    """
+    code = 0
     for case in cases:
         session.messages = []
         session.generator.manual_seed(seed)
-        voice = pick_voice(session.chat.voices, case.voice) if case.voice else None
-        for i, text in enumerate(case.turns, 1):
-            last = i == len(case.turns)
-            name = case.name if len(case.turns) == 1 else f"{case.name}-{i}"
-            print(f"[{name}] > " + " + ".join(filter(None, (text, *(f"({p.name})" for p in (case.audio, case.image) if p and last)))))
-            record = session.ask(name, text, case.audio if last else None, case.image if last else None, voice)
-            records.append({"suite": case.suite, **record})
-    return records
+        try:
+            voice = pick_voice(session.chat.voices, case.voice) if case.voice else None
+            for i, text in enumerate(case.turns, 1):
+                last = i == len(case.turns)
+                name = case.name if len(case.turns) == 1 else f"{case.name}-{i}"
+                print(f"[{name}] > " + " + ".join(filter(None, (text, *(f"({p.name})" for p in (case.audio, case.image) if p and last)))))
+                record = session.ask(name, text, case.audio if last else None, case.image if last else None, voice)
+                records.append({"suite": case.suite, **record})
+        except (ValueError, OSError, ReplyFailed) as error:
+            print(flush=True)
+            code = refuse(error, f" [{case.name}]")
+    return code
 
 
-def interactive(session: Session) -> list[dict]:
-    """Read questions and /commands from stdin until it ends; a wrong command or file is one line and the talk goes on."""
-    records, image = [], None
+def interactive(session: Session, records: list[dict]) -> None:
+    """Read questions and /commands from stdin until it ends; a wrong command or file is one line and the talk goes on.
+
+    Appends to `records`. A picture waits for a question that is answered.
+    """
+    image = None
     typed = sys.stdin.isatty()
     print(f"Talking with voice {session.voice.name!r}. /help lists the commands.", flush=True)
     while True:
@@ -260,14 +277,18 @@ def interactive(session: Session) -> list[dict]:
             if not line:
                 continue
             if command in ("/exit", "/quit"):
-                return records
+                return
             if command == "/help":
                 print(HELP)
             elif command == "/reset":
                 session.messages, image = [], None
                 print("(forgotten)")
+            elif command in ("/audio", "/clone", "/image") and not argument:
+                print(f"usage: {command} FILE")
+            elif command == "/voice" and not argument:
+                print(f"voices: {', '.join([*session.chat.voices, NO_VOICE.name])}")
             elif command == "/voice":
-                session.voice = pick_voice(session.chat.voices, argument or None)
+                session.voice = pick_voice(session.chat.voices, argument)
                 print(f"(voice {session.voice.name})")
             elif command == "/clone":
                 session.voice = session.chat.clone(locate(argument))
@@ -281,17 +302,18 @@ def interactive(session: Session) -> list[dict]:
                 print(f"unknown command {command}; /help lists them")
             else:
                 audio = locate(argument) if command == "/audio" else None
-                attached, image = image, None
-                records.append(session.ask(f"turn-{len(records) + 1:02d}", "" if audio else line, audio, attached))
+                records.append(session.ask(f"turn-{len(records) + 1:02d}", "" if audio else line, audio, image))
+                image = None
         except EOFError:
-            return records
+            return
         except (ValueError, OSError, ReplyFailed) as error:
             print(f"error: {one_line(error)}", flush=True)
         except KeyboardInterrupt:
             print("\n(stopped; /exit leaves)", flush=True)
 
 
-def run(args) -> None:
+def run(args) -> int:
+    """Do what the arguments say; returns the exit code."""
     folder = pack_folder(args)
     single = any(value is not None for value in (args.prompt, args.audio, args.image))
     if single + args.interactive + (args.suite is not None or args.mode is not None) > 1:
@@ -300,30 +322,34 @@ def run(args) -> None:
     check_inputs(args, folder)
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)
     session, world = load_session(args, folder)
-    if args.interactive:
-        records = interactive(session)
-    elif single:
-        case = Case("prompt", "prompt", (args.prompt or "",), *(path and locate(path) for path in (args.audio, args.image)))
-        records = run_cases(session, [case], args.seed)
-    else:
+    if single:
+        cases = [Case("prompt", "prompt", (args.prompt or "",), *(path and locate(path) for path in (args.audio, args.image)))]
+    elif not args.interactive:
         examples_dir = locate(args.examples_dir) if args.examples_dir else folder / "examples"
         cases = [case for suite in suites for case in cases_for(suite, world, examples_dir, list(session.chat.voices))]
         print(f"suites: {' '.join(suites)} ({len(cases)} conversations)")
-        records = run_cases(session, cases, args.seed)
-    results = session.output_dir / "results.json"
-    save_json({"settings": vars(args), "results": records}, results)
-    print(f"results in {shown(results)}")
+    records, code = [], 0
+    try:
+        if args.interactive:
+            interactive(session, records)
+        else:
+            code = run_cases(session, cases, args.seed, records)
+    finally:
+        if records or not single:
+            results = session.output_dir / "results.json"
+            save_json({"settings": vars(args), "results": records}, results)
+            print(f"results in {shown(results)}")
+    return code
 
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
-        run(args)
-    except (ValueError, OSError, ReplyFailed) as error:
+        return run(args)
+    except INPUT_ERRORS as error:
         return refuse(error)
     except KeyboardInterrupt:
         return 130
-    return 0
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from engine.engine import Engine
 from engine.generate import GENERATION, GenerationParams, read_settings
 from engine.session import Finish, PromptTooLong, Reason, Request
 from engine.voices import NO_VOICE, Voice, clone_voice, load_voices
+from model.audio import lfr_frames
 from model.checkpoint import load_model, read_sidecar
 from model.config import INPUT_RATE, NUM_CODEBOOKS, SAMPLE_RATE, OmniConfig
 from model.mimi import Mimi
@@ -127,6 +128,8 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"--device {name!r} is not a device; use cpu or cuda") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device {name}: nothing here runs on that; use cpu or cuda")
     if device.type == "cuda" and not (torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()):
         raise ValueError(f"--device {name}: this machine has no such GPU; use --device cpu")
     return device
@@ -150,7 +153,7 @@ def read_image(source: str | Path | bytes, name: str | None = None, max_pixels: 
 
     FileNotFoundError without the file; ValueError for a broken or far too large picture.
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     is_bytes = isinstance(source, bytes)
     name = name or (f"<{len(source)} bytes>" if is_bytes else str(source))
@@ -160,7 +163,7 @@ def read_image(source: str | Path | bytes, name: str | None = None, max_pixels: 
         image = Image.open(io.BytesIO(source) if is_bytes else source, formats=IMAGE_FORMATS)
         if image.width * image.height > max_pixels:
             raise ValueError(f"picture {name} has {image.width} x {image.height} pixels; the limit is {max_pixels / 1e6:g} million")
-        return image.convert("RGB")
+        return ImageOps.exif_transpose(image).convert("RGB")  # as it was seen when it was taken
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # PIL reports some broken PNGs as SyntaxError
         raise ValueError(f"cannot decode picture {name}: {error}; use png, jpg or webp") from error
 
@@ -180,8 +183,8 @@ class Chat:
             raise ValueError(f"the codec in {self.folder / MIMI} has {mimi.num_codes} codes, the model speaks {self.config.num_codes}: "
                              "they are not from the same pack")
         if len(tokenizer) > self.config.vocab_size:
-            raise ValueError(f"the tokenizer in {self.folder} has {len(tokenizer)} ids, the model {self.config.vocab_size}: "
-                             "they are not from the same pack")
+            raise ValueError(f"the tokenizer in {tokenizer.name_or_path or self.folder} has {len(tokenizer)} ids, the model "
+                             f"{self.config.vocab_size}: they are not from the same pack")
         self.written: dict[bytes, str] = {}  # the ear's last transcripts, by their sound
         self.newline_id = encode_text(tokenizer, "\n")[-1]
         self.generation = read_settings(self.folder / GENERATION)
@@ -332,11 +335,14 @@ class Chat:
         """Tokens a prompt may have."""
         return self.engine.max_length - params.max_new_tokens
 
-    def fit(self, messages: list[dict], params: GenerationParams, reserve: int = 0) -> list[dict]:
-        """The conversation without its oldest turns, as many as must go for the reply and `reserve` more tokens to have room.
+    def fit(self, messages: list[dict], params: GenerationParams, audio: np.ndarray | None = None, num_images: int = 0) -> list[dict]:
+        """The conversation without its oldest turns, as many as must go for sound and pictures of the last one and the reply to have room.
 
         What the system says first stays.
         """
+        reserve = num_images * self.config.image_token_len
+        if audio is not None:
+            reserve += (1 + lfr_frames(len(audio))) * (1 + bool(params.transcript))  # the ear writes one piece a frame at most
         head = messages[:1] if messages[0]["role"] == "system" else []
         turns = messages[len(head):]
         while len(turns) > 2 and len(encode_text(self.tokenizer, self._render(head + turns, params))) > self._room(params) - reserve:

@@ -38,6 +38,7 @@ from dataset.build_stages import SCHEMA, Settings, encode_clips, frame_major
 from dataset.clean import Gates, check_clip, check_speech, read_clip
 from dataset.engines import Engine
 from dataset.tts import Flite
+from engine.chat import pick_device
 from model.audio import resample
 from model.config import FRAME_SAMPLES, INPUT_RATE, SAMPLE_RATE
 from model.encoders import CAMPPlus, _funasr_classes
@@ -299,6 +300,7 @@ def main(argv=None) -> int:
     try:
         if min(args.utterances) < 1:
             raise ValueError("--utterances must be 1 or more")
+        pick_device(args.device)
         result = {"stages": stages, "whole": whole}[args.what](args)
     except INPUT_ERRORS as error:
         return refuse(error)

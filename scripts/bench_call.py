@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np  # noqa: E402  (the root has to be importable first)
 import websockets  # noqa: E402
+from websockets.exceptions import WebSocketException  # noqa: E402
 
 from model.audio import read_audio, to_pcm16  # noqa: E402
 from model.config import SAMPLE_RATE  # noqa: E402
@@ -26,6 +27,7 @@ from model.refusal import INPUT_ERRORS, refuse  # noqa: E402
 
 QUIET = 0.01  # of full scale
 PACKET = SAMPLE_RATE // 50
+ADDRESS = ": give an address such as http://127.0.0.1:7860, and --api-key if the server wants one"
 BEFORE_S, AFTER_S = 0.5, 10  # silence around a question: somebody is on the line before and after
 
 
@@ -83,8 +85,8 @@ def main(argv=None) -> int:
             if np.abs(wav).max() <= QUIET:
                 raise ValueError(f"{name} is silent: give a recorded question")
         records = asyncio.run(bench(url, wavs, args.calls, args.api_key))
-    except (*INPUT_ERRORS, RuntimeError) as error:
-        return refuse(error)
+    except (*INPUT_ERRORS, RuntimeError, WebSocketException) as error:
+        return refuse(error, ADDRESS * isinstance(error, WebSocketException))
     worst = {key: round(max(record[key] for record in records)) for key in ("noticed_ms", "sound_ms", "ours_ms")}
     print(json.dumps({"calls": args.calls, "worst": worst, "records": records}))
     return 0

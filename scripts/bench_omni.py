@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from transformers import MimiConfig, MimiModel
 
+from engine.chat import pick_device
 from engine.engine import Engine
 from engine.generate import GenerationParams
 from engine.network import Experts
@@ -32,6 +33,7 @@ from model.checkpoint import save_json
 from model.config import FRAME_SAMPLES, NUM_CODEBOOKS, PRESETS, SAMPLE_RATE, OmniConfig
 from model.mimi import Mimi
 from model.model_omni import MiniMindOmni
+from model.refusal import refuse
 from scripts.bench_table import table_line
 
 FRAME_MS = 1000 * FRAME_SAMPLES / SAMPLE_RATE
@@ -309,9 +311,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
+    try:
+        device = pick_device(args.device)
+    except ValueError as error:
+        return refuse(error)
     if args.threads:
         torch.set_num_threads(args.threads)
-    device = torch.device(args.device)
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     result = {"device": name, "settings": vars(args), "rows": [], "soak": []}

@@ -23,8 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from tqdm import tqdm
 
+from engine.chat import pick_device
 from model.checkpoint import save_json
 from model.config import PRESETS, OmniConfig
+from model.refusal import refuse
 from scripts.bench_table import table_line
 from scripts.synthetic_rows import TASKS, speech_hours, write_rows
 from trainer.options import DTYPES, OPTIMISATIONS
@@ -47,7 +49,7 @@ COLUMNS = (("preset", "preset"), ("task", "task"), ("configuration", "configurat
 
 
 def configurations(args: argparse.Namespace, preset: str) -> dict[str, list[str]]:
-    """The trainer's extra flags by the name of a row; the first is "all on", the last "all off"."""
+    """The trainer's extra flags by the name of a row; the first is "all on", the last "all off". ValueError for an unknown --rows."""
     known = [name for name in OPTIMISATIONS if name != "grouped_experts" or PRESETS[preset].get("use_moe")]
     rows = {"all on": []}
     rows.update({f"without {name}": ["--without", name] for name in known})
@@ -58,6 +60,9 @@ def configurations(args: argparse.Namespace, preset: str) -> dict[str, list[str]
     rows["with max_tokens"] = ["--max_tokens", str(args.batch_size * args.median)]
     rows["with gradient_checkpointing"] = ["--gradient_checkpointing", "1"]
     rows["all off"] = ["--without", *known, "--use_compile", "0"]
+    unknown = [name for name in args.rows or () if name not in rows]
+    if unknown:
+        raise ValueError(f"--rows {unknown[0]!r} is none of preset {preset}'s; choose from: {', '.join(rows)}")
     return rows if args.rows is None else {name: flags for name, flags in rows.items() if name in args.rows}
 
 
@@ -179,8 +184,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    device = torch.device(args.device)
-    args.dtype = args.dtype or ("bfloat16" if device.type == "cuda" else "float32")
+    try:
+        device = pick_device(args.device)
+        args.dtype = args.dtype or ("bfloat16" if device.type == "cuda" else "float32")
+        for preset in args.preset:
+            configurations(args, preset)
+    except ValueError as error:
+        return refuse(error)
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {args.threads or torch.get_num_threads()} threads"
     result = {"device": name, "settings": vars(args), "rows": [], "recipes": {}}

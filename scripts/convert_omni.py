@@ -5,10 +5,10 @@
 - The folder holds config, tokenizer, generation config, safetensors (with --bin also pytorch_model.bin, which vLLM-Omni reads) and
   the model's source, so that AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True) works without this project.
   (For those who trust a folder they wrote with this script: Transformers knows no such model. The project itself never runs such code.)
-- Sizes come from the .pth's sidecar; without one, from the shapes of its weights.
+- Sizes come from the .pth's sidecar; without one, from the shapes of its weights. What is there already is never overwritten.
 
     python -m scripts.convert_omni out/sft_omni_768.pth minimind-3o
-    python -m scripts.convert_omni minimind-3o out/sft_omni_768.pth
+    python -m scripts.convert_omni minimind-3o out/back_768.pth
 """
 import argparse
 import re
@@ -22,6 +22,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from engine.chat import load_tokenizer  # noqa: E402
 from engine.generate import GENERATION, read_settings  # noqa: E402
 from model.checkpoint import check_state, read_sidecar, save_atomic, save_json  # noqa: E402
 from model.config import OmniConfig  # noqa: E402
@@ -67,7 +68,8 @@ def relative_imports(source: str) -> str:
 def to_transformers(weights: Path, folder: Path, tokenizer: Path, frozen_dir: str = "model", with_bin: bool = False) -> None:
     """Write `folder` from the .pth file `weights` and the tokenizer in the folder `tokenizer`.
 
-    FileExistsError when the folder holds something, FileNotFoundError without the weights or the tokenizer's files.
+    FileExistsError when the folder holds something, FileNotFoundError without the weights or the tokenizer's files, ValueError for a
+    tokenizer of another model.
     """
     from safetensors.torch import save_file
 
@@ -76,6 +78,10 @@ def to_transformers(weights: Path, folder: Path, tokenizer: Path, frozen_dir: st
         if not (tokenizer / name).is_file():
             raise FileNotFoundError(f"no {name} in {tokenizer}: give the folder of the model's tokenizer with --tokenizer "
                                     "(python -m scripts.download_models tokenizer fetches the released one)")
+    size = len(load_tokenizer(tokenizer))
+    if size > config.vocab_size:
+        raise ValueError(f"the tokenizer in {tokenizer} has {size} ids, {weights} {config.vocab_size}: give the folder of the model's "
+                         "tokenizer with --tokenizer")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is not empty: old shards or code beside new weights would be read; give a new folder")
     folder.mkdir(parents=True, exist_ok=True)
@@ -99,11 +105,19 @@ def to_transformers(weights: Path, folder: Path, tokenizer: Path, frozen_dir: st
 
 
 def to_native(folder: Path, weights: Path) -> None:
-    """Write the .pth file `weights` and its sidecar from a Transformers folder."""
+    """Write the .pth file `weights` and its sidecar from a Transformers folder. FileExistsError when there is one of them already."""
+    for path in (weights, weights.with_suffix(".json")):
+        if path.exists():
+            raise FileExistsError(f"{path} is there already: give another name, or delete it first")
     config, state = read_transformers(folder)
     save_json({"config": config.to_dict(), "converted_from": folder.name}, weights.with_suffix(".json"))
     save_atomic(state, weights)
     _verify(read_native(weights), (config, state), weights)
+
+
+def own_tokenizer(weights: Path) -> Path:
+    """The folder of the tokenizer that belongs to a .pth: its own when that has one, else model/."""
+    return weights.parent if all((weights.parent / name).is_file() for name in TOKENIZER_FILES) else ROOT / "model"
 
 
 def _verify(got: tuple, expected: tuple, path: Path) -> None:
@@ -118,7 +132,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="a native .pth file or a Transformers folder")
     parser.add_argument("target", type=Path, help="a new folder, or the .pth file to write")
-    parser.add_argument("--tokenizer", type=Path, default=ROOT / "model", help="folder of the tokenizer to put in (default: model/)")
+    parser.add_argument("--tokenizer", type=Path, help="folder of the tokenizer to put in (default: the .pth's own, else model/)")
     parser.add_argument("--bin", action="store_true", help="also write pytorch_model.bin, the file that vLLM-Omni reads")
     parser.add_argument("--frozen_dir", default="model", help="where the folder's user keeps mimi, SenseVoiceSmall, ... (for vLLM-Omni)")
     args = parser.parse_args(argv)
@@ -130,7 +144,8 @@ def main(argv: list[str] | None = None) -> int:
         elif args.source.is_dir():
             raise ValueError(f"{args.source} is a folder without {CONFIG}: give a .pth file or a Transformers folder")
         else:
-            to_transformers(args.source, args.target, args.tokenizer, args.frozen_dir, args.bin)
+            tokenizer = args.tokenizer or own_tokenizer(args.source)
+            to_transformers(args.source, args.target, tokenizer, args.frozen_dir, args.bin)
     except (ValueError, OSError) as error:
         return refuse(error)
     print(f"{args.source} -> {args.target}, read back and equal")

@@ -32,7 +32,7 @@ SPARE = 1.1  # disk space asked for, as a multiple of the download's size
 class Part:
     """Something that is fetched in one go: `files` of a repository (all when empty) into the folder `target` below the root.
 
-    megabytes is rounded, for the user's patience and disk. check gets the folder, or the first file when files are named.
+    megabytes is rounded, for the user's patience and disk. check gets the folder, or each file when files are named.
     """
     name: str
     group: str
@@ -44,8 +44,13 @@ class Part:
     kind: str = MODEL
 
     def path(self, root: Path) -> Path:
-        """What `check` looks at."""
-        return root / self.target / self.files[0] if self.files and self.check is not check_models.tokenizer else root / self.target
+        """What `check` looks at first."""
+        return self.paths(root)[0]
+
+    def paths(self, root: Path) -> list[Path]:
+        """All that `check` looks at, one after the other: the folder, or each of the files; a tokenizer's make sense together only."""
+        folder = root / self.target
+        return [folder] if self.check is check_models.tokenizer else [folder / name for name in self.files] or [folder]
 
 
 PARTS = (
@@ -81,11 +86,12 @@ def chosen(names: list[str]) -> list[Part]:
 
 def state_of(part: Part, root: Path) -> tuple[bool, str]:
     """(whether the part is there and whole, one line about it)."""
-    path = part.path(root)
-    if not path.exists():
-        return False, f"missing: no {path}"
+    paths = part.paths(root)
+    for path in paths:
+        if not path.exists():
+            return False, f"missing: no {path}"
     try:
-        return True, part.check(path)
+        return True, "; ".join(map(part.check, paths))
     except Exception as error:  # a damaged file makes readers raise anything: unpickling, safetensors, YAML, KeyError, ...
         reason = " ".join(str(error).split())
         kind = "missing" if isinstance(error, FileNotFoundError) else "wrong" if isinstance(error, ValueError) else "unreadable"
@@ -184,6 +190,9 @@ def main(argv: list[str] | None = None) -> int:
     if set(repositories) - {part.name for part in PARTS} or not all(name.count("/") == 1 for name in repositories.values()):
         parser.error(f"--repo takes PART=OWNER/NAME with a PART of {', '.join(part.name for part in PARTS)}")
     parts = chosen(args.parts)
+    idle = sorted(set(repositories) - {part.name for part in parts})
+    if idle:
+        parser.error(f"--repo {idle[0]}=...: {idle[0]} is not among the parts to be fetched ({', '.join(part.name for part in parts)})")
     if args.check:
         return 0 if check(parts, args.root) else 1
     good = True

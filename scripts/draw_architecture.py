@@ -96,7 +96,7 @@ def draw(config: OmniConfig) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", choices=sorted(PRESETS), default="base")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "architecture.svg")
+    parser.add_argument("--out", type=Path, default=ROOT / "out" / "architecture.svg", help="default: out/architecture.svg")
     args = parser.parse_args(argv)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(draw(OmniConfig.preset(args.preset)), encoding="utf-8")

@@ -150,9 +150,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--preset", default="base", help="the model whose ids the data has: nano, base or moe")
     parser.add_argument("--max_length", type=int, default=512, help="cut the row to so many positions")
     parser.add_argument("--columns", type=int, default=48, help="positions side by side")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "sequence.svg")
+    parser.add_argument("--out", type=Path, default=ROOT / "out" / "sequence.svg", help="default: out/sequence.svg")
     args = parser.parse_args(argv)
     try:
+        if args.columns < 1:
+            raise ValueError("--columns must be at least 1")
         tokenizer = load_tokenizer(args.tokenizer)
         config = OmniConfig.preset(args.preset)
         dataset = OmniDataset(args.data, tokenizer, config, args.max_length, Variants.fixed(), audio_frames=sensevoice_frames)

@@ -35,6 +35,14 @@ SIGLIP_CONF = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12
 ROWS = 8  # of each training file
 
 
+def require_tokenizer(folder: Path) -> None:
+    """Raise FileNotFoundError unless the folder has a tokenizer."""
+    for name in TOKENIZER_FILES:
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"no {name} in {folder}: give the folder of the released tokenizer "
+                                    "(python -m scripts.download_models tokenizer fetches it)")
+
+
 def build(root: Path, tokenizer: Path, voices: Path | None = None, examples: Path | None = None, variants=tuple(VARIANTS),
           per_kind: int | None = 2) -> None:
     """Fill `root` as download_models would. tokenizer: folder of the released one; voices: a voices file (random ones without).
@@ -42,12 +50,10 @@ def build(root: Path, tokenizer: Path, voices: Path | None = None, examples: Pat
     examples: folder of the suites' sounds and pictures, `per_kind` of each kind are taken (None: all); made up without.
     """
     model, out = root / "model", root / "out"
+    require_tokenizer(tokenizer)
     for folder in (model, out, root / "dataset"):
         folder.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:
-        if not (tokenizer / name).is_file():
-            raise FileNotFoundError(f"no {name} in {tokenizer}: give the folder of the released tokenizer "
-                                    "(python -m scripts.download_models tokenizer fetches it)")
         shutil.copyfile(tokenizer / name, model / name)
     write_sensevoice(model / SENSEVOICE)
     write_siglip(model / SIGLIP)

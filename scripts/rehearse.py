@@ -29,7 +29,7 @@ import torch  # noqa: E402
 from evals.cases import SUITES  # noqa: E402
 from model.checkpoint import save_json  # noqa: E402
 from scripts.bench_table import table_line  # noqa: E402
-from scripts.rehearsal_folders import VARIANTS, build  # noqa: E402
+from scripts.rehearsal_folders import VARIANTS, build, require_tokenizer  # noqa: E402
 
 COPIED = ("model", "engine", "dataset", "evals", "trainer", "scripts", "nano")  # code; weights are made, not copied
 STEPS = ("check", "cli", "convert", "train", "serve")
@@ -95,6 +95,8 @@ def convert(work: Path, variants: list[str], device: str) -> list[Result]:
     for variant in variants:
         weights, folder, back = f"out/sft_omni_768{VARIANTS[variant]}.pth", f"converted-{variant}", f"out/back_768{VARIANTS[variant]}.pth"
         shutil.rmtree(work / folder, ignore_errors=True)
+        for path in (work / back, (work / back).with_suffix(".json")):  # of an earlier run with --keep
+            path.unlink(missing_ok=True)
         program = [sys.executable, "-m", "scripts.convert_omni"]
         results += [measured(f"{variant}: .pth to folder", [*program, weights, folder, "--bin"], work),
                     measured(f"{variant}: folder to .pth", [*program, folder, back], work),
@@ -197,9 +199,12 @@ def prepare(args) -> None:
         args.voices = args.assets / "voices" / "voices.pt"
     if args.work.exists() and any(args.work.iterdir()) and not (args.keep and (args.work / "built.json").is_file()):
         raise FileExistsError(f"{args.work} is not empty: delete it or give another folder with --work")
+    built = (args.work / "built.json").is_file()
+    if not built:
+        require_tokenizer(args.tokenizer)  # before anything is copied
     args.work.mkdir(parents=True, exist_ok=True)
     copy_code(args.work)
-    if not (args.work / "built.json").is_file():
+    if not built:
         torch.manual_seed(0)
         build(args.work, args.tokenizer, args.voices, args.examples, args.variants, args.per_kind or None)
         save_json({"variants": args.variants}, args.work / "built.json")

@@ -7,8 +7,13 @@ Needs playwright and Chromium: pip install playwright, then apt-get install chro
 import argparse
 import shutil
 import sys
+import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from model.refusal import refuse  # noqa: E402
 
 QUESTION = "What color is the sky?"
 DESKTOP, PHONE = {"width": 1200, "height": 900}, {"width": 390, "height": 844}
@@ -80,14 +85,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", nargs="*", choices=VIEWS, default=list(VIEWS))
     args = parser.parse_args(argv)
+    address = args.address.rstrip("/")
+    try:
+        urllib.request.urlopen(f"{address}/healthz", timeout=30).close()
+    except (ValueError, OSError) as error:
+        return refuse(error, f": no open server at {address}; start one with python -m scripts.web_demo_omni")
     args.folder.mkdir(parents=True, exist_ok=True)
     try:
         with chromium() as browser:
             for name in args.only:
-                print(photograph(browser, args.address.rstrip("/"), name, args.folder), flush=True)
+                print(photograph(browser, address, name, args.folder), flush=True)
     except (ImportError, RuntimeError) as error:
-        print(f"error: {error} (pip install playwright; apt-get install chromium)", file=sys.stderr)
-        return 2
+        return refuse(error, " (pip install playwright; apt-get install chromium)")
     return 0
 
 

@@ -22,12 +22,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np  # noqa: E402  (the root has to be importable first)
+import httpx  # noqa: E402  (the root has to be importable first)
+import numpy as np  # noqa: E402
 import websockets  # noqa: E402
+from websockets.exceptions import WebSocketException  # noqa: E402
 
 from model.audio import read_audio, to_pcm16  # noqa: E402
 from model.config import SAMPLE_RATE  # noqa: E402
 from model.refusal import INPUT_ERRORS, refuse  # noqa: E402
+from scripts.bench_call import ADDRESS  # noqa: E402
 
 QUESTIONS = {  # at temperature 0 the answer is the same whoever else is being answered
     "What color is the sky?", "What is the opposite of hot?", "How much is two plus two?", "What is the opposite of big?",
@@ -44,15 +47,16 @@ SETTLED_WAVES = 3  # after which memory is first read: caches and threads are th
 class Caller:
     """One call. kind: good, rude (broken messages), slow (reads late), gone (hangs up in the middle of the reply), hesitant.
 
-    wav: (S,) float32 at 24 kHz, what a hesitant one says.
+    headers: what lets it in. wav: (S,) float32 at 24 kHz, what a hesitant one says.
     """
 
-    def __init__(self, url: str, question: str, kind: str, rng: random.Random, wav: np.ndarray | None = None):
-        self.url, self.question, self.kind, self.rng, self.wav = url, question, kind, rng, wav
+    def __init__(self, url: str, headers: dict, question: str, kind: str, rng: random.Random, wav: np.ndarray | None = None):
+        self.url, self.headers, self.question, self.kind, self.rng, self.wav = url, headers, question, kind, rng, wav
 
     async def run(self) -> str | None:
         """The reply's text; None for a call that was not to have a whole one."""
-        async with websockets.connect(self.url, max_size=None, open_timeout=60, close_timeout=5) as socket:
+        async with websockets.connect(self.url, additional_headers=self.headers, max_size=None, open_timeout=60,
+                                      close_timeout=5) as socket:
             if self.kind == HESITANT:
                 return await self.hesitate(socket)
             await self.send(socket, "session.update", session={"type": "realtime", "audio": {"input": {"turn_detection": None}}})
@@ -113,17 +117,18 @@ def rss_mib(pid: int) -> float:
     raise RuntimeError(f"process {pid} has no memory: it has ended")
 
 
-async def soak(address: str, seconds: float, wave: int, pid: int | None, seed: int, wavs: list[np.ndarray]) -> dict:
+async def soak(address: str, headers: dict, seconds: float, wave: int, pid: int | None, seed: int, wavs: list[np.ndarray]) -> dict:
     rng, kinds = random.Random(seed), (*KINDS, *[HESITANT] * (2 if wavs else 0))
     url = f"ws{address.removeprefix('http')}/v1/realtime"
     questions = sorted(QUESTIONS)
     replies: dict[str, Counter] = {question: Counter() for question in questions}
     counts, failures, memory = Counter(), Counter(), []
     for question in questions:  # alone: what each reply is when nobody else talks; the wording is then known
-        replies[question][await Caller(url, question, "good", rng).run()] += 1
+        replies[question][await Caller(url, headers, question, "good", rng).run()] += 1
     began = time.monotonic()
     while time.monotonic() - began < seconds:
-        callers = [Caller(url, rng.choice(questions), rng.choice(kinds), rng, rng.choice(wavs) if wavs else None) for _ in range(wave)]
+        callers = [Caller(url, headers, rng.choice(questions), rng.choice(kinds), rng, rng.choice(wavs) if wavs else None)
+                   for _ in range(wave)]
         results = await asyncio.gather(*(caller.run() for caller in callers), return_exceptions=True)
         for caller, result in zip(callers, results):
             counts[caller.kind] += 1
@@ -133,7 +138,7 @@ async def soak(address: str, seconds: float, wave: int, pid: int | None, seed: i
                 replies[caller.question][result] += 1
         if pid is not None:
             memory.append(rss_mib(pid))
-    report = {"calls": dict(counts), "failures": {}, "crosstalk": crosstalk(replies), "left": await what_is_left(address)}
+    report = {"calls": dict(counts), "failures": {}, "crosstalk": crosstalk(replies), "left": await what_is_left(address, headers)}
     if len(memory) > SETTLED_WAVES:
         report["rss_mib"] = [round(memory[SETTLED_WAVES]), round(memory[-1])]
         report["rss_growth"] = round(memory[-1] / memory[SETTLED_WAVES] - 1, 3)
@@ -151,12 +156,10 @@ def crosstalk(replies: dict[str, Counter]) -> list[str]:
                    if text != alone[question] and text in {own for other, own in alone.items() if other != question}})
 
 
-async def what_is_left(address: str, patience_s: float = 20) -> dict:
+async def what_is_left(address: str, headers: dict, patience_s: float = 20) -> dict:
     """Gauges of /metrics that have not come back to zero."""
-    import httpx
-
     left = {}
-    async with httpx.AsyncClient(timeout=30) as client:
+    async with httpx.AsyncClient(headers=headers, timeout=30) as client:
         deadline = time.monotonic() + patience_s
         while True:
             lines = (await client.get(f"{address}/metrics")).text.splitlines()
@@ -176,12 +179,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--pid", type=int, help="the server's process, to watch its memory")
     parser.add_argument("--audio", nargs="*", default=[], help="spoken questions, for callers who hesitate")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--api-key", default="", help="if the server wants one")
     args = parser.parse_args(argv)
+    headers = {"Authorization": f"Bearer {args.api_key}"} if args.api_key else {}
     try:
         wavs = [read_audio(path, SAMPLE_RATE) for path in args.audio]
-        report = asyncio.run(soak(args.address.rstrip("/"), 60 * args.minutes, args.wave, args.pid, args.seed, wavs))
-    except INPUT_ERRORS as error:  # a file that is no audio, or nobody at the address
-        return refuse(error)
+        report = asyncio.run(soak(args.address.rstrip("/"), headers, 60 * args.minutes, args.wave, args.pid, args.seed, wavs))
+    except (*INPUT_ERRORS, RuntimeError, WebSocketException, httpx.HTTPError) as error:  # no audio file, nobody at the address, no key
+        return refuse(error, ADDRESS * isinstance(error, WebSocketException))
     print(json.dumps(report))
     return 0 if report["ok"] else 1
 

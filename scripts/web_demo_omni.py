@@ -9,6 +9,8 @@
 """
 import argparse
 import logging
+import socket
+import ssl
 import sys
 from pathlib import Path
 
@@ -63,12 +65,28 @@ def build_app(args):
     if args.auth is not None and not all(args.auth.partition(":")):
         raise ValueError("--auth must be USER:PASSWORD")
     folder = pack_folder(args)
+    check_address(args)
     chat, _ = load_chat(args, folder, slots=args.slots)
     limits = Limits(calls=args.max_calls, new_tokens=args.max_new_tokens)
     service = Service(chat, f"minimind-o-{chat.config.hidden_size}", chat.settings(temperature=args.temperature), limits,
                       args.log_transcripts, find_models(args, folder), args.voices_dir)
     hosts = LOOPBACK if args.host in LOOPBACK else None
     return create_app(service, args.page, api_key=args.api_key, auth=args.auth, hosts=hosts, origins=frozenset(args.allow_origin))
+
+
+def check_address(args) -> None:
+    """Raise OSError or ValueError unless the server can listen where it is told to, with the certificate that it is given."""
+    if args.ssl_certfile is not None:
+        try:
+            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(args.ssl_certfile, args.ssl_keyfile)
+        except OSError as error:  # what is wrong with a certificate is one, too
+            raise ValueError(f"--ssl-certfile {args.ssl_certfile} and --ssl-keyfile {args.ssl_keyfile} are not a certificate and its own "
+                             f"key in PEM format ({error})") from error
+    try:
+        socket.create_server((args.host, args.port), family=socket.AF_INET6 if ":" in args.host else socket.AF_INET).close()
+    except OSError as error:
+        raise OSError(f"cannot listen on --host {args.host} --port {args.port} ({error.strerror or error}): choose others, or stop what "
+                      "listens there") from error
 
 
 def find_models(args, folder: Path) -> dict:

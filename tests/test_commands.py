@@ -5,11 +5,17 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
+import torch
 
 from scripts import rehearse
 from scripts.download_models import PARTS
@@ -77,6 +83,58 @@ def test_the_original_commands_of_training_are_read_as_they_were_meant():
     for command in commands(ORIGINAL):
         if "train_sft_omni.py" in command:
             parse("", shlex.split(command.partition("train_sft_omni.py")[2]))
+
+
+def test_make_asks_the_question_as_it_was_typed(tmp_path):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").write_text('#!/bin/sh\nprintf %s "$3"\n')
+    (tmp_path / "bin" / "python").chmod(0o755)
+    (tmp_path / ".ready").touch()
+    question = """She said "it's $5"; `x` $(y) #?"""
+    run = subprocess.run(["make", "-s", f"VENV={tmp_path}", "demo", f"QUESTION={question}"], cwd=ROOT, capture_output=True, text=True)
+    assert run.stdout == question and run.returncode == 0
+
+
+# ---- what cannot be done is refused in one line
+
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory):
+    """A folder with a question and a broken certificate, and the port of a server that lets nobody in."""
+    class Locked(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self):
+            self.send_response(401)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    folder, server = tmp_path_factory.mktemp("locked"), HTTPServer(("127.0.0.1", 0), Locked)
+    soundfile.write(folder / "question.wav", 0.5 * np.sin(np.arange(24_000) / 20), 24_000)
+    (folder / "cert.pem").write_text("no certificate")
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield folder, server.server_port
+    server.shutdown()
+
+
+@pytest.mark.parametrize("program, arguments, words", [
+    ("web_demo_omni", "--port PORT", "cannot listen on --host 127.0.0.1 --port PORT"),
+    ("web_demo_omni", "--port 0 --ssl-certfile FOLDER/cert.pem --ssl-keyfile FOLDER/cert.pem", "FOLDER/cert.pem are not a certificate"),
+    ("bench_call", "127.0.0.1:PORT FOLDER/question.wav", "http://127.0.0.1"),
+    ("bench_call", "http://127.0.0.1:PORT FOLDER/question.wav", "401: give an address such as http://127.0.0.1:7860, and --api-key"),
+    ("soak", "127.0.0.1:PORT", "http://127.0.0.1"), ("soak", "http://127.0.0.1:PORT --api-key wrong", "--api-key"),
+    ("screenshots", "http://127.0.0.1:PORT FOLDER/pictures", "no open server"), ("screenshots", "127.0.0.1:9 FOLDER/x", "no open server"),
+    ("bench_omni", "--device cuda", "use --device cpu"), ("bench_train", "--device cuda", "use --device cpu"),
+    ("bench_build", "stages --device cuda", "use --device cpu"), ("bench_train", "--rows foo", "'foo' is none of preset base's")])
+def test_wrong_input_is_one_line(locked, capsys, monkeypatch, program, arguments, words):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    arguments, words = (text.replace("FOLDER", str(locked[0])).replace("PORT", str(locked[1])) for text in (arguments, words))
+    assert import_module(f"scripts.{program}").main(arguments.split()) == 2
+    out, error = capsys.readouterr()
+    assert words in error and error.count("\n") == 1 and "MiniMind-O on http" not in out
+    assert not (locked[0] / "pictures").exists()
 
 
 # ---- on full-size random folders

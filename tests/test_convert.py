@@ -12,6 +12,7 @@ from tiny_pack import make_tiny_pack
 from transformers import PreTrainedTokenizerFast
 
 import eval_omni
+from engine.chat import Chat
 from model.checkpoint import load_model, load_weights, save_atomic, save_model
 from model.config import OmniConfig
 from model.model_omni import MiniMindOmni
@@ -88,6 +89,24 @@ def test_wrong_requests_are_refused_in_one_line(tmp_path, tokenizer_dir, capsys)
         assert not (tmp_path / "new" / "config.json").exists()
     assert convert(path, tmp_path / "folder", *tokenizer) == 0
     assert convert(tmp_path / "folder", tmp_path / "again") == 2 and "must be a .pth file" in capsys.readouterr().err
+    sidecar = path.with_suffix(".json")
+    assert convert(tmp_path / "folder", path) == 2 and f"{path} is there already" in capsys.readouterr().err
+    path.unlink()
+    assert convert(tmp_path / "folder", path) == 2 and f"{sidecar} is there already" in capsys.readouterr().err
+
+
+def test_the_tokenizer_is_the_models_own(tmp_path, tokenizer_dir, capsys):
+    """That of another model is refused; without a choice it is taken from beside the weights."""
+    pack = make_tiny_pack(tmp_path / "pack")
+    assert convert(pack / "sft_omni_64.pth", tmp_path / "folder") == 0
+    assert (tmp_path / "folder" / "tokenizer.json").read_bytes() == (pack / "tokenizer.json").read_bytes()
+    assert convert(pack / "sft_omni_64.pth", tmp_path / "new", "--tokenizer", tokenizer_dir) == 2
+    error = capsys.readouterr().err
+    assert f"{tokenizer_dir} has 6400 ids" in error and "320" in error and not (tmp_path / "new").exists()
+    for name in convert_omni.TOKENIZER_FILES:
+        (tmp_path / "folder" / name).write_bytes((tokenizer_dir / name).read_bytes())
+    with pytest.raises(ValueError, match=f"the tokenizer in {tmp_path / 'folder'} has 6400 ids"):
+        Chat.load(pack, tmp_path / "folder")
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "bin", "with its own codec"])

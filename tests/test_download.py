@@ -147,7 +147,9 @@ def test_too_little_disk_is_said_before(hubs, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("arguments, words", [(["everything"], "unknown part everything"), (["--repo", "mimi"], "OWNER/NAME"),
-                                              (["--repo", "x=a/b"], "OWNER/NAME"), (["--source", "ftp"], "invalid choice")])
+                                              (["--repo", "x=a/b"], "OWNER/NAME"),
+                                              (["omni", "--repo", "mimi=a/b"], "mimi is not among the parts to be fetched"),
+                                              (["--source", "ftp"], "invalid choice")])
 def test_wrong_arguments(arguments, words, capsys):
     with pytest.raises(SystemExit, match="2"):
         download_models.main(arguments)
@@ -193,6 +195,10 @@ def test_check_names_what_is_wrong(mirror, sizes, tmp_path, capsys):
     (tmp_path / "dataset").mkdir()
     (tmp_path / "dataset" / "sft_i2t.parquet").write_bytes(b"PAR1")
     assert "not a readable parquet file" in report("sft_i2t")
+    (tmp_path / "model").mkdir(exist_ok=True)
+    shutil.copy(mirror / "minimind-3o-pytorch" / "voices.pt", tmp_path / "model" / "voices.pt")
+    assert f"missing: no {tmp_path / 'model' / 'voices_unseen.pt'}" in report("voices")
+    shutil.copy(mirror / "minimind-3o-pytorch" / "voices_unseen.pt", tmp_path / "model" / "voices_unseen.pt")
     torch.save({"x": {"ref_codes": torch.zeros(3, 2)}}, tmp_path / "model" / "voices.pt")
     assert "needs ref_codes and spk_emb" in report("voices")
 

@@ -47,6 +47,7 @@ def test_the_picture_in_docs_is_what_is_drawn_today(shared, tmp_path):
 def test_wrong_requests_are_one_line(shared, tmp_path, capsys):
     assert draw(shared, tmp_path / "x.svg", "--row", 9) == 2 and "rows 0 to 2" in capsys.readouterr().err
     assert draw(shared, tmp_path / "x.svg", "--tokenizer", tmp_path) == 2 and "no tokenizer" in capsys.readouterr().err
+    assert draw(shared, tmp_path / "x.svg", "--columns", 0) == 2 and "--columns" in capsys.readouterr().err
     assert draw(shared, tmp_path / "x.svg", "--data", tmp_path / "no.parquet") == 2 and "no.parquet" in capsys.readouterr().err
 
 
@@ -56,3 +57,10 @@ def test_the_picture_of_the_architecture_is_what_is_drawn_today(tmp_path):
     ElementTree.fromstring(text)
     assert text == (draw_layout.ROOT / "docs" / "architecture.svg").read_text(encoding="utf-8")
     assert draw_architecture.draw(OmniConfig.preset("moe")) != text
+
+
+def test_without_a_place_the_pictures_in_docs_stay_as_they_are(shared, tmp_path, monkeypatch):
+    for module, name, argv in ((draw_architecture, "architecture.svg", []), (draw_layout, "sequence.svg", [
+            "--data", str(shared / "golden" / "layout.parquet"), "--tokenizer", str(shared / "assets" / "tokenizer")])):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+        assert module.main(argv) == 0 and (tmp_path / "out" / name).is_file() and not (tmp_path / "docs").exists()

@@ -1,4 +1,5 @@
 """Training with spoken samples: the pack's codec says what the model being trained answers."""
+import pytest
 import soundfile
 from tiny_pack import NUM_CODES, make_tiny_pack
 from tiny_training import make_t2a
@@ -22,4 +23,11 @@ def test_samples_lie_beside_the_log(tmp_path, monkeypatch, capsys):
     for step in (1, 2):
         wav, rate = soundfile.read(tmp_path / "sft_omni_64" / f"sample_{step:06d}.wav")
         assert rate == 24000 and len(wav) > 0 and len(wav) % 1920 == 0
-    assert train_spoken.main(["--speak_with", str(tmp_path / "nowhere"), *argv]) == 2 and "nowhere" in capsys.readouterr().err
+    capsys.readouterr()
+    monkeypatch.setattr(train_spoken, "train", lambda *_: pytest.fail("the training began"))
+    for own, words in ((["--speak_with", tmp_path / "nowhere"], "nowhere"), (["--speak_with", pack, "--speak_voice", "zed"], "ann, bob"),
+                       ([], "512 codes and 1024 ids of text, what is to be trained 64 and 320"),
+                       (["--speak_with", pack, "--preset", "base"], "64 codes and 320 ids")):
+        assert train_spoken.main([*argv, *map(str, own)]) == 2
+        error = capsys.readouterr().err
+        assert words in error and error.count("\n") == 1
