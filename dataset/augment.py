@@ -13,7 +13,7 @@ RATE = 16_000
 
 @dataclass(frozen=True)
 class AugmentOptions:
-    """Probability of each effect, and its range where there is one. `AugmentOptions.none()` switches everything off."""
+    """Probability of each effect, and its range where there is one."""
     speed: float = 0.5
     speed_range: tuple[float, float] = (0.7, 1.6)
     reverb: float = 0.2
@@ -27,10 +27,6 @@ class AugmentOptions:
     gain_db: tuple[float, float] = (-12.0, 6.0)
     time_mask: float = 0.2
     time_mask_seconds: tuple[float, float] = (0.02, 0.15)
-
-    @classmethod
-    def none(cls) -> "AugmentOptions":
-        return cls(speed=0, reverb=0, white_noise=0, pink_noise=0, lowpass=0, gain=0, time_mask=0)
 
 
 def augment(wav: np.ndarray, rng: np.random.Generator, options: AugmentOptions = AugmentOptions()) -> np.ndarray:

@@ -209,7 +209,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--recogniser", help="SenseVoice folder: refuse recordings in which it does not hear the transcript")
     parser.add_argument("--tokenizer", default="model/nano", help="folder of the tokenizer whose tokens are counted, or 'none'")
     parser.add_argument("--tts", help="speak what has no recording: flite, espeak-ng, a command of {text} {voice} {wav}, or module:Class")
-    parser.add_argument("--voices", nargs="+", default=[], help="of --tts, drawn from by the item's id")
+    parser.add_argument("--voices", nargs="+", default=[], help="of --tts, drawn from by the item's speaker, or by its id")
     parser.add_argument("--speak_questions", action="store_true", help="with --tts: user turns, too")
     parser.add_argument("--question_format", default="flac", choices=("flac", "mp3"), help="of spoken questions")
     parser.add_argument("--language", help="of items that name none")

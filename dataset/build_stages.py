@@ -6,6 +6,7 @@
 - A row depends on its block and the settings only, never on which worker made it or when: one thread, batches cut by position.
 - The part is renamed into place last: a block without one is not done.
 """
+import errno
 import hashlib
 import json
 from collections.abc import Iterator
@@ -35,6 +36,9 @@ from model.mimi import Mimi
 
 BATCH = 32  # items whose sound is in memory at once
 CHUNK_BYTES = 1 << 20
+REASON_LENGTH = 300  # a picture written where its path should be would come back whole
+# An OSError of these is the machine's trouble and ends the build; any other is a bad path in one item.
+MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ESTALE)
 # The columns of ARCHITECTURE.md and `answer_letters` (which letter each frame of an answer says, where the codec tells), then what a reader
 # of the files may want to know; the loader passes over the latter.
 SCHEMA = pa.schema([("conversations", pa.string()), ("question_audios", pa.list_(pa.binary())),
@@ -71,8 +75,9 @@ class Settings:
         for part, name in names.items():
             if name:
                 own, path = split_name(name)
+                content = Path(path) / "tokenizer.json" if part == "tokenizer" else path  # beside it may lie a whole pack
                 found[part] = {"name": f"{own}={Path(path).name}" if own else Path(path).name,
-                               "digest": content_digest(path) if path or not own else None}
+                               "digest": content_digest(content) if path or not own else None}
         return found
 
     def key(self) -> str:
@@ -166,7 +171,7 @@ class Preparer:
         for entry in entries:
             try:
                 prepared.append(entry if isinstance(entry, Reject) else self._prepare(entry))
-            except (ValueError, FileNotFoundError, PermissionError) as error:
+            except ValueError as error:
                 prepared.append(rejected(entry.id, entry.source, error))
         return prepared
 
@@ -179,45 +184,52 @@ class Preparer:
                 raise ValueError(f"turn {number}: the role must be one of {', '.join(ROLES)}, not {turn.role!r}")
             try:
                 text, clip = normalise_text(turn.text), None
+                spoken = text.replace(IMAGE_TAG, "").strip()  # nobody says the tags
                 if turn.role in ("user", "assistant"):
-                    clip = self._clip(turn.audio, text, turn.voice or (speaker if turn.role == "assistant" else asker))
-                if clip is not None:
-                    heard.append((number, text, clip))
+                    clip = self._clip(turn.audio, spoken, turn.voice or (speaker if turn.role == "assistant" else asker))
+                if clip is not None and spoken:
+                    heard.append((number, spoken, clip))
                 if turn.role == "assistant":
                     answers.append(clip)
                 elif turn.role == "user":
                     questions.append(None if clip is None else encode_question(clip, self.settings.question_format))
                     pictures += [resize_picture(read_cell(image)) for image in turn.images]
                     text = _tagged(text, len(turn.images))
-            except (ValueError, FileNotFoundError, PermissionError) as error:
+            except (ValueError, OSError) as error:
+                if getattr(error, "errno", None) in MACHINE_ERRORS:
+                    raise
                 raise ValueError(f"turn {number}: {error}") from error
             messages.append({"role": turn.role, "content": text})
         if not answers:
             raise ValueError("the conversation has no assistant turn")
-        voices = (turn.voice for turn in item.turns if turn.role == "assistant" and turn.voice not in (None, UNSPOKEN))
-        said = next(voices, speaker) if self.tts else None
+        reply = next((turn for turn in item.turns if turn.role == "assistant" and turn.voice != UNSPOKEN), None)
+        said = item.speaker
+        if self.tts and reply and reply.audio is None:  # a voice chosen here is who speaks, whatever name the item gives
+            said = item.speaker or reply.voice if reply.voice else speaker
         return {"conversations": json.dumps(messages, ensure_ascii=False), "question_audios": questions if any(questions) else [],
-                "answer_audios": answers, "ref_audios": [], "image_bytes": pictures, "id": item.id, "speaker": item.speaker or said,
+                "answer_audios": answers, "ref_audios": [], "image_bytes": pictures, "id": item.id, "speaker": said,
                 "language": item.language or self.settings.language, "kind": item.kind, "source": item.source,
                 "may_prompt": item.may_prompt, "heard": heard if self.settings.recogniser else []}
 
     def _voice(self, speaker: str | None, name: str, purpose: str) -> str | None:
-        """The synthetic voice of an item: its speaker where that is one of them, else one by its name; None without a backend."""
+        """The synthetic voice of an item: its speaker where that is one of them, else one by the speaker's name, so that it keeps that
+        voice, or by the item's; None without a backend."""
         if self.tts is None or speaker in self.tts.voices:
             return speaker if self.tts else None
-        return choose(self.tts.voices, self.settings.seed, name, purpose)
+        return choose(self.tts.voices, self.settings.seed, speaker or name, purpose)
 
     def _clip(self, audio: Cell | None, text: str, voice: str | None) -> Clip | None:
         """The recording, or `text` spoken by `voice`, through the gates; None when there is neither."""
         gates = self.settings.gates
         if audio is not None:
             clip = read_clip(read_cell(audio) if audio.column else audio.path, Path(audio.path).name, gates.max_seconds)
-        elif voice not in (None, UNSPOKEN) and self.tts is not None:
+        elif text and voice not in (None, UNSPOKEN) and self.tts is not None:
             clip = make_clip(*self.tts.speak(text, voice))
         else:
             return None
         check_clip(clip, gates)
-        check_speech(text, clip, gates)
+        if text:
+            check_speech(text, clip, gates)
         return clip
 
 
@@ -315,7 +327,7 @@ def load_tokenizer(folder):
 
 
 def rejected(name: str, source: str, error: Exception) -> Reject:
-    return Reject(name, source, " ".join(str(error).split()))
+    return Reject(name, source, " ".join(str(error).split())[:REASON_LENGTH])
 
 
 def read_batches(block: Path) -> Iterator[list[Item | Reject]]:

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dataset.omni_dataset import OmniDataset, OmniSample, Variants
@@ -34,7 +35,10 @@ def describe(files: list[Path]) -> str:
         with pq.ParquetFile(file) as parquet:
             if "answer_audios" in parquet.schema_arrow.names:
                 for batch in parquet.iter_batches(columns=["answer_audios"]):
-                    codes += len(batch.column(0).flatten().flatten())
+                    column = batch.column(0)
+                    for _ in range(2):
+                        column = column.flatten() if pa.types.is_nested(column.type) else column[:0]  # all null: without a type
+                    codes += len(column)
     seconds = codes // NUM_CODEBOOKS * FRAME_SAMPLES / SAMPLE_RATE
     size = sum(file.stat().st_size for file in files)
     return "\n".join([*lines, "", f"files: {len(files)}, {size / 1e6:.1f} MB", f"rows: {rows} in {groups} row groups",

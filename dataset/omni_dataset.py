@@ -11,7 +11,7 @@
 import io
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -103,18 +103,6 @@ class OmniBatch:
     def __len__(self) -> int:
         return self.input_ids.shape[0]
 
-    def to(self, device, non_blocking: bool = False) -> "OmniBatch":
-        """The same batch with its tensors on `device`; wavs and images stay where they are, the encoders take them from there."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> "OmniBatch":
-        """Called by a DataLoader with pin_memory=True."""
-        return self._map(torch.Tensor.pin_memory)
-
-    def _map(self, function: Callable) -> "OmniBatch":
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: function(value) for name, value in tensors.items() if isinstance(value, torch.Tensor)})
-
 
 def collate(samples: list[OmniSample | BadRow]) -> OmniBatch:
     """Pad to the longest row; broken rows are left out and counted in num_skipped."""
@@ -158,7 +146,6 @@ class OmniDataset(torch.utils.data.Dataset):
         self.rows = ParquetRows(paths, config.num_codes, config.spk_emb_size, cache_bytes)
         self.tokenizer, self.config, self.max_length = tokenizer, config, max_length
         self.variants, self.seed, self.audio_frames = variants, seed, audio_frames
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by persistent workers too
         self._plain_template = template_is_plain(tokenizer)
         special = set(tokenizer.get_added_vocab().values())
         self._plain_text = np.array([i not in special for i in range(config.vocab_size)])
@@ -167,16 +154,12 @@ class OmniDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose random choices are made from now on."""
-        self._epoch.fill_(epoch)
-
     def shuffled(self, epoch: int) -> np.ndarray:
         """Row indices (N,) in an order for this epoch that reads each row group once; the same on all ranks."""
         return self.rows.shuffled(self.seed, epoch)
 
     def __getitem__(self, index: int) -> OmniSample | BadRow:
-        return self.sample(index, int(self._epoch))
+        return self.sample(index, 0)
 
     def sample(self, index: int, epoch: int) -> OmniSample | BadRow:
         """Row `index` as it is in `epoch`: for loaders whose workers read ahead into the next epoch."""
@@ -270,10 +253,7 @@ class OmniDataset(torch.utils.data.Dataset):
         from model.audio import read_audio
         if self.audio_frames is None:
             raise RuntimeError("a row has a spoken question: give OmniDataset audio_frames, the encoder's number of vectors per wav")
-        try:
-            wav = read_audio(data, INPUT_RATE, name="question_audios")
-        except MemoryError as error:  # a damaged header may claim terabytes
-            raise ValueError(f"question_audios: {error}") from error
+        wav = read_audio(data, INPUT_RATE, name="question_audios")
         if self.audio_frames(len(wav)) < 1:
             raise ValueError(f"the spoken question of {len(wav)} samples is too short for one feature vector")
         share = self.variants.augment_share  # at 1 nothing is drawn for it: rows are those of before there was a share
@@ -362,10 +342,10 @@ def put_images(messages: list[dict], pads: str, before: bool, separator: str) ->
 
 def decode_image(data: bytes):
     """Encoded image -> PIL image, RGB. ValueError when it cannot be decoded."""
-    from PIL import Image
+    from PIL import Image, ImageOps
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return image.convert("RGB")
+            return ImageOps.exif_transpose(image).convert("RGB")  # as the engine sees it
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # PIL raises SyntaxError for a broken PNG
         raise ValueError(f"cannot decode image of {len(data)} bytes: {error}") from error
 

@@ -95,8 +95,8 @@ class ParquetRows:
         return slice(self._starts[group], self._starts[group + 1])
 
     def column_bytes(self) -> dict[str, int]:
-        """Bytes of each column before compression, of the columns that all files have."""
-        names = set.intersection(*(set(meta.schema.to_arrow_schema().names) for meta in self._meta))
+        """Bytes of each column before compression, over the files that have it."""
+        names = set.union(*(set(meta.schema.to_arrow_schema().names) for meta in self._meta))
         sizes = dict.fromkeys(names, 0)
         for file, group in self._groups:
             meta = self._meta[file].row_group(group)

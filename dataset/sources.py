@@ -5,6 +5,7 @@
 - Layouts (found out by `layout_of`, or named): `jsonl` conversations; `ljspeech` (metadata.csv + wavs/); `libritts` (and LibriSpeech:
   SPEAKER/CHAPTER/*); `tables` (parquet or arrow files of Hugging Face `datasets`, VoiceAssistant-400K and UltraChat-SLAM among them, see
   tables.py); `pairs` (sound files, each with a .txt of the same name; a subfolder is a speaker).
+- An id is the data's own, or made of the input folder's name, the path in it and a number: files of one name do not collide.
 - Order is by name, so equal folders give equal streams.
 """
 import json
@@ -96,17 +97,18 @@ def read_jsonl(path: Path) -> Iterator[Item | Reject]:
 
     {"question", "answer"} is short for a conversation of one turn. Paths are relative to the file's folder; "image" may be a list.
     """
+    stem = stem_of(path, path)
     with open(path, "rb") as lines:  # bytes: one line that is not UTF-8 must not hide the others
         for number, line in enumerate(lines, 1):
             source = f"{path.name}:{number}"
             if not line.strip():
                 continue
             try:
-                yield parse_conversation(json.loads(line.decode("utf-8")), f"{path.stem}-{number}", source, path.parent)
+                yield parse_conversation(json.loads(line.decode("utf-8")), f"{stem}-{number}", source, path.parent)
             except UnicodeDecodeError as error:
-                yield Reject(f"{path.stem}-{number}", source, f"not UTF-8: {error.reason} at byte {error.start}")
+                yield Reject(f"{stem}-{number}", source, f"not UTF-8: {error.reason} at byte {error.start}")
             except (ValueError, RecursionError) as error:
-                yield Reject(f"{path.stem}-{number}", source, f"not a conversation: {error}")
+                yield Reject(f"{stem}-{number}", source, f"not a conversation: {error}")
 
 
 def parse_conversation(entry, name: str, source: str, folder: Path) -> Item:
@@ -124,8 +126,10 @@ def parse_conversation(entry, name: str, source: str, folder: Path) -> Item:
             raise ValueError("a turn needs 'role' and 'content' as text")
         images = message.get("image") or []
         images = [images] if isinstance(images, str) else images
-        audio = message.get("audio")
-        turns.append(Turn(message["role"], message["content"], Cell(str(folder / audio)) if audio else None,
+        audio = message.get("audio") or None
+        if not isinstance(audio, str | None) or not isinstance(images, list) or not all(isinstance(i, str) for i in images):
+            raise ValueError("'audio' must be the path of a file, 'image' one or a list of them")
+        turns.append(Turn(message["role"], message["content"], audio and Cell(str(folder / audio)),
                           [Cell(str(folder / image)) for image in images], _text(message.get("voice"))))
     return Item(str(entry.get("id", name)), turns, source, *(_text(entry.get(key)) for key in ("speaker", "language", "kind")))
 
@@ -133,26 +137,28 @@ def parse_conversation(entry, name: str, source: str, folder: Path) -> Item:
 def read_ljspeech(folder: Path) -> Iterator[Item | Reject]:
     """metadata.csv of `name|text` or `name|text|normalised text`, sounds in wavs/; one speaker, named after the folder."""
     sounds = {p.stem: p for p in sorted((folder / "wavs").glob("*")) if p.suffix.lower() in SOUND_SUFFIXES}
+    speaker = folder.absolute().name
     with open(folder / "metadata.csv", "rb") as lines:
         for number, line in enumerate(lines, 1):
             source = f"metadata.csv:{number}"
             try:
-                name, *texts = line.decode("utf-8").rstrip("\r\n").split("|")
+                sound, *texts = line.decode("utf-8").rstrip("\r\n").split("|")
             except UnicodeDecodeError as error:
-                yield Reject(f"{folder.name}-{number}", source, f"not UTF-8: {error.reason} at byte {error.start}")
+                yield Reject(f"{speaker}-{number}", source, f"not UTF-8: {error.reason} at byte {error.start}")
                 continue
+            name = f"{speaker}/{sound}"
             if not texts:
                 yield Reject(name, source, "no transcript: the line has no '|'")
-            elif name not in sounds:
-                yield Reject(name, source, f"no recording wavs/{name}.*")
+            elif sound not in sounds:
+                yield Reject(name, source, f"no recording wavs/{sound}.*")
             else:
-                yield recording(name, texts[-1], Cell(str(sounds[name])), source, folder.name)
+                yield recording(name, texts[-1], Cell(str(sounds[sound])), source, speaker)
 
 
 def read_libritts(folder: Path) -> Iterator[Item | Reject]:
     """SPEAKER/CHAPTER/NAME.wav with NAME.normalized.txt (LibriTTS), or NAME.flac with lines of *.trans.txt (LibriSpeech)."""
     for sound in _sounds(folder):
-        source = str(sound.relative_to(folder))
+        name, source = stem_of(sound, folder), str(sound.relative_to(folder))
         text_file = next((f for f in (sound.with_suffix(".normalized.txt"), sound.with_suffix(".original.txt")) if f.is_file()), None)
         try:
             if text_file:
@@ -160,21 +166,21 @@ def read_libritts(folder: Path) -> Iterator[Item | Reject]:
             else:
                 text = "".join(f.read_text(encoding="utf-8") for f in sorted(sound.parent.glob("*.trans.txt")))
                 lines = (line.partition(" ") for line in text.splitlines())
-                text = next((words for name, _, words in lines if name == sound.stem), None)
+                text = next((words for first, _, words in lines if first == sound.stem), None)
         except UnicodeDecodeError as error:
-            yield Reject(sound.stem, source, f"transcript is not UTF-8: {error.reason} at byte {error.start}")
+            yield Reject(name, source, f"transcript is not UTF-8: {error.reason} at byte {error.start}")
             continue
         if text is None:
-            yield Reject(sound.stem, source, "no transcript: no .normalized.txt and no line in *.trans.txt")
+            yield Reject(name, source, "no transcript: no .normalized.txt and no line in *.trans.txt")
         else:
-            yield recording(sound.stem, text, Cell(str(sound)), source, sound.relative_to(folder).parts[0])
+            yield recording(name, text, Cell(str(sound)), source, sound.relative_to(folder).parts[0])
 
 
 def read_pairs(folder: Path) -> Iterator[Item | Reject]:
     """Sound files, each with a .txt of the same name; the first subfolder is the speaker, none in the folder itself."""
     for sound in _sounds(folder):
         parts = sound.relative_to(folder).parts
-        name, source = "/".join((*parts[:-1], sound.stem)), "/".join(parts)
+        name, source = stem_of(sound, folder), "/".join(parts)
         try:
             text = sound.with_suffix(".txt").read_text(encoding="utf-8")
         except FileNotFoundError:
@@ -205,6 +211,12 @@ def from_dict(entry: dict) -> Item | Reject:
                   turn["voice"])
              for turn in entry["turns"]]
     return Item(**{**entry, "turns": turns})
+
+
+def stem_of(file: Path, root: Path) -> str:
+    """What the ids of a file's items begin with: its path within the input `root`, that folder's name in front, without the suffix."""
+    folder = root if root.is_dir() else root.parent
+    return (folder.absolute().name / file.relative_to(folder).with_suffix("")).as_posix()
 
 
 def _sounds(folder: Path) -> list[Path]:

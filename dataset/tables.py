@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dataset.sources import Cell, Item, Reject, Turn, recording
+from dataset.sources import Cell, Item, Reject, Turn, recording, stem_of
 
 TEXTS = ("text", "normalized_text", "text_normalized", "transcript", "transcription", "sentence")
 SPEAKERS = ("speaker", "speaker_id", "client_id")
@@ -25,12 +25,12 @@ def read_tables(path: Path) -> Iterator[Item | Reject]:
     if not files:
         raise FileNotFoundError(f"no .parquet or .arrow file in {path}")
     for file in files:
-        schema = _open_table(str(file)).schema
-        audio = next((f.name for f in schema if _holds_bytes(f.type) and "audio" in f.name), None)
+        schema, stem = _open_table(str(file)).schema, stem_of(file, path)
+        sounds = [f.name for f in schema if _holds_bytes(f.type) and "audio" in f.name]
         if {"question", "answer"} <= set(schema.names):
-            yield from _dialogues(file, audio)
-        elif audio and (text := _first(TEXTS, schema.names)):
-            yield from _recordings(file, audio, text)
+            yield from _dialogues(file, stem, next((name for name in sounds if "answer" not in name), None))
+        elif sounds and (text := _first(TEXTS, schema.names)):
+            yield from _recordings(file, stem, sounds[0], text)
         else:
             raise ValueError(f"{file} has columns {schema.names}: neither question and answer, nor audio and one of {TEXTS}")
 
@@ -76,7 +76,7 @@ def _column(path: str, group: int, column: str) -> pa.ChunkedArray:
     return _open_table(path).group(group, [column]).column(column)
 
 
-def _rows(file: Path, columns: list[str]) -> Iterator[tuple[int, int, dict | Reject]]:
+def _rows(file: Path, stem: str, columns: list[str]) -> Iterator[tuple[int, int, dict | Reject]]:
     """(group, row within it, {column: value}), a Reject in place of a row whose text is not UTF-8."""
     table, number = _open_table(str(file)), 0
     for group in range(table.num_groups):
@@ -85,38 +85,38 @@ def _rows(file: Path, columns: list[str]) -> Iterator[tuple[int, int, dict | Rej
             try:
                 yield group, row, {name: data.column(name)[row].as_py() for name in columns}
             except UnicodeDecodeError as error:
-                yield group, row, Reject(f"{file.stem}-{number}", f"{file.name}:{number}", f"not UTF-8: {error.reason}")
+                yield group, row, Reject(f"{stem}-{number}", f"{file.name}:{number}", f"not UTF-8: {error.reason}")
             number += 1
 
 
-def _recordings(file: Path, audio: str, text: str) -> Iterator[Item | Reject]:
+def _recordings(file: Path, stem: str, audio: str, text: str) -> Iterator[Item | Reject]:
     names = _open_table(str(file)).schema.names
     known = {"speaker": _first(SPEAKERS, names), "language": _first(LANGUAGES, names), "id": _first(IDS, names)}
-    for number, (group, row, values) in enumerate(_rows(file, [text, *filter(None, known.values())])):
+    for number, (group, row, values) in enumerate(_rows(file, stem, [text, *filter(None, known.values())])):
         source = f"{file.name}:{number}"
         if isinstance(values, Reject):
             yield values
             continue
         speaker, language, name = (None if known[key] is None else values[known[key]] for key in ("speaker", "language", "id"))
         if not values[text]:
-            yield Reject(str(name or f"{file.stem}-{number}"), source, f"no transcript: column {text!r} is empty")
+            yield Reject(str(name or f"{stem}-{number}"), source, f"no transcript: column {text!r} is empty")
             continue
-        yield recording(str(name if name is not None else f"{file.stem}-{number}"), values[text], Cell(str(file), audio, group, row),
+        yield recording(str(name if name is not None else f"{stem}-{number}"), values[text], Cell(str(file), audio, group, row),
                         source, None if speaker is None else str(speaker), language)
 
 
-def _dialogues(file: Path, audio: str | None) -> Iterator[Item | Reject]:
+def _dialogues(file: Path, stem: str, audio: str | None) -> Iterator[Item | Reject]:
     """Question and answer rows; the question may be recorded, the answer is text only (other codecs' tokens are of no use here)."""
     names = _open_table(str(file)).schema.names
     current = None
-    for number, (group, row, values) in enumerate(_rows(file, [c for c in ("question", "answer", "index") if c in names])):
+    for number, (group, row, values) in enumerate(_rows(file, stem, [c for c in ("question", "answer", "index") if c in names])):
         source = f"{file.name}:{number}"
         if isinstance(values, Reject) or not values["question"] or not values["answer"]:
-            yield values if isinstance(values, Reject) else Reject(f"{file.stem}-{number}", source, "question or answer is empty")
+            yield values if isinstance(values, Reject) else Reject(f"{stem}-{number}", source, "question or answer is empty")
             continue
         asked = Cell(str(file), audio, group, row) if audio else None
         turns = [Turn("user", values["question"], asked), Turn("assistant", values["answer"])]
-        name = str(values["index"]) if values.get("index") is not None else f"{file.stem}-{number}"
+        name = str(values["index"]) if values.get("index") is not None else f"{stem}-{number}"
         if current and current.id == name:
             current.turns += turns
             continue

@@ -1,8 +1,8 @@
 """Check built files row by row, as training will read them: a table of faults, and an exit status for scripts.
 
-- Per row: schema, JSON, code ranges, whole frames, speaker vectors (parquet_rows.py); as many code lists as replies; every sound and
-  picture decodes; one image tag a picture.
-- Per file with a manifest.json beside it: its checksum and number of rows, and that no shard of the manifest is missing.
+- Per row: schema, JSON, code ranges, whole frames, speaker vectors (parquet_rows.py); no more code lists than replies, nor sounds than
+  questions; a letter for every frame, where there are any; every sound and picture decodes; one image tag a picture.
+- Per file with a manifest.json beside it: its checksum, and that no shard of the manifest is missing.
 
     python -m dataset.validate out/ljspeech            # 0: all is well, 1: faults, 2: nothing to check
 """
@@ -64,6 +64,9 @@ def check_row(row: Row) -> None:
         raise ValueError(f"answer_audios has {len(row.answer_codes)} entries for {replies} replies")
     if len(row.question_audios) > questions:
         raise ValueError(f"question_audios has {len(row.question_audios)} entries for {questions} user turns")
+    for letters, codes in zip(row.answer_letters, row.answer_codes):
+        if 0 < len(letters) < codes.shape[1]:
+            raise ValueError(f"answer_letters has {len(letters)} numbers for {codes.shape[1]} frames of speech")
     for sound in filter(None, row.question_audios):
         read_audio(sound, INPUT_RATE, "question_audios")
     for picture in row.images:

@@ -74,7 +74,8 @@ class TransformersRecogniser:
         if wav is None:
             return ""
         if not self.processor:
-            return self.model({"raw": wav, "sampling_rate": ASR_RATE})["text"].strip()
+            options = {"return_timestamps": True} if self.model.type == "seq2seq_whisper" else {}  # else it refuses more than 30 s
+            return self.model({"raw": wav, "sampling_rate": ASR_RATE}, **options)["text"].strip()
         inputs = self.processor.apply_transcription_request(wav).to(self.device, self.model.dtype)
         ids = self.model.generate(**inputs, max_new_tokens=MAX_TOKENS, do_sample=False)[0, inputs["input_ids"].shape[1]:]
         return self.processor.decode(ids, return_format="transcription_only").strip()
@@ -93,6 +94,16 @@ def prepare(wav, rate: int) -> np.ndarray | None:
     return resample(wav, rate, ASR_RATE) if wav.size and np.abs(wav).max() else None
 
 
+def sensevoice_folder(source: str, pack: str | Path) -> Path:
+    return Path(source or Path(pack) / "SenseVoiceSmall")
+
+
+def recogniser_files(name: str, pack: str | Path) -> list[Path]:
+    """The files of a SenseVoice, which is often trained anew; other recognisers are what their name says."""
+    kind, _, source = name.partition(":")
+    return sorted(path for path in sensevoice_folder(source, pack).rglob("*") if path.is_file()) if kind == "sensevoice" else []
+
+
 def load_recogniser(name: str = "pocketsphinx", pack: str | Path = "model", device: str = "cpu"):
     """An instance by name, see above; `pack` is where "sensevoice" without a folder looks.
 
@@ -102,7 +113,7 @@ def load_recogniser(name: str = "pocketsphinx", pack: str | Path = "model", devi
     if kind == "pocketsphinx" and not source:
         return PocketSphinx()
     if kind == "sensevoice":
-        return SenseVoiceRecogniser(Path(source or Path(pack) / "SenseVoiceSmall"))
+        return SenseVoiceRecogniser(sensevoice_folder(source, pack))
     if kind == "transformers" and source:
         return TransformersRecogniser(source, device)
     raise ValueError(f"unknown recogniser {name!r}; choose pocketsphinx, sensevoice[:FOLDER] or transformers:FOLDER_OR_NAME")

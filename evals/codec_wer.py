@@ -24,6 +24,7 @@ import torch
 from transformers import MimiModel
 
 from evals.asr import load_recogniser
+from evals.command import exit_code
 from evals.metrics import wer
 from model.audio import read_audio, write_wav
 from model.config import FRAME_SAMPLES, NUM_CODEBOOKS, SAMPLE_RATE
@@ -63,8 +64,10 @@ def fixed_clips(voices=VOICES):
 
 
 def listed_clips(path):
-    """Clips of a JSON-lines file with `wav` (a path) and `text`: list of Clip."""
+    """Clips of a JSON-lines file with `wav` (a path) and `text`: list of Clip. ValueError for other lines."""
     items = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not items or not all(isinstance(item, dict) and {"wav", "text"} <= set(item) for item in items):
+        raise ValueError(f'{path} does not hold lines of {{"wav": path, "text": words spoken}}')
     return [Clip(Path(item["wav"]).stem, item["text"], read_audio(item["wav"], SAMPLE_RATE)) for item in items]
 
 
@@ -121,24 +124,28 @@ def judge(mimi, clips, codebooks=NUM_CODEBOOKS, recogniser=None, save_to=None, s
                 decode_ms=round(1000 * seconds / frames, 2), frames=frames, clips=len(clips))
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("folder", help="a folder MimiModel.from_pretrained loads")
     parser.add_argument("--wavs", help="JSON lines with wav and text, instead of the fixed utterances")
     parser.add_argument("--voices", nargs="+", default=list(VOICES), help="flite voices of the fixed sentences")
     parser.add_argument("--codes", type=int, default=NUM_CODEBOOKS, help="how many codebooks are decoded")
     parser.add_argument("--output_dir", help="save the decoded WAVs here")
-    args = parser.parse_args()
+    return exit_code(run, parser.parse_args(argv))
+
+
+def run(args: argparse.Namespace) -> None:
     if not Path(args.folder).is_dir():
         raise FileNotFoundError(f"no codec folder {args.folder}: train one with `python -m nano.train_mimi`")
     torch.set_num_threads(1)
-    mimi = MimiModel.from_pretrained(args.folder).eval()
-    assert mimi.config.frame_size == FRAME_SAMPLES, mimi.config.frame_size
     clips = listed_clips(args.wavs) if args.wavs else fixed_clips(args.voices)
+    mimi = MimiModel.from_pretrained(args.folder).eval()
+    if mimi.config.frame_size != FRAME_SAMPLES:
+        raise ValueError(f"{args.folder} has frames of {mimi.config.frame_size} samples, not {FRAME_SAMPLES}: it is no codec of this model")
     if args.output_dir:
         Path(args.output_dir).mkdir(parents=True, exist_ok=True)
     print(json.dumps(judge(mimi, clips, args.codes, save_to=args.output_dir, say=print)))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -28,7 +28,7 @@ from engine.generate import GenerationParams  # noqa: E402
 from engine.precision import DTYPES  # noqa: E402
 from engine.voices import Voice, pick_voice  # noqa: E402
 from evals.command import exit_code, pack_parser, read_parquet  # noqa: E402
-from evals.asr import load_recogniser  # noqa: E402
+from evals.asr import load_recogniser, recogniser_files  # noqa: E402
 from evals.metrics import edit_distance, percentiles, wer, words  # noqa: E402
 from model.audio import write_wav  # noqa: E402
 from model.checkpoint import save_json  # noqa: E402
@@ -55,7 +55,7 @@ def read_questions(path: Path, n: int, seed: int) -> list[dict]:
 
 def ask(chat: Chat, recogniser, item: dict, voice: Voice, params: GenerationParams, seed: int, wav_path: Path | None = None) -> dict:
     """Ask one question and judge the reply; returns the item with its figures."""
-    generator = torch.Generator(chat.device).manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     messages = [{"role": "user", "content": item["question"]}]
     answer = listen(lambda: chat.reply(messages, params, voice, generator=generator), params)
     heard = recogniser.transcribe(answer.wav, SAMPLE_RATE)
@@ -142,9 +142,11 @@ def evaluate(args, chat: Chat, recogniser, items: list[dict], weights: Path) -> 
     """Ask all questions, the voices in turn; records in their order, also appended to --output_dir as they come."""
     voices = [pick_voice(chat.voices, name) for name in args.voice or [None]]
     params = chat.settings(max_new_tokens=args.max_new_tokens, temperature=args.temperature)
-    settings = {"seed": args.seed, "params": asdict(params), "asr": args.asr, "dtype": chat.engine.precision.name}
+    settings = {"seed": args.seed, "params": asdict(params), "asr": args.asr, "dtype": chat.engine.precision.name,
+                "device": chat.device.type}
     pack = Path(args.pack)
-    parts = [weights, pack / VOICES, pack / "tokenizer.json", *sorted((pack / MIMI).glob("*.safetensors"))]
+    parts = [weights, pack / VOICES, pack / "tokenizer.json", *sorted((pack / MIMI).glob("*.safetensors")),
+             *recogniser_files(args.asr, pack)]
     folder = Path(args.output_dir)
     log = folder / f"items-{fingerprint([p for p in parts if p.is_file()], settings)}.jsonl"
     done = read_done(log)
@@ -154,8 +156,8 @@ def evaluate(args, chat: Chat, recogniser, items: list[dict], weights: Path) -> 
         for i, item in enumerate(items):
             voice = voices[i % len(voices)]
             record = done.get((item["question"], item["answer"], voice.name))
-            if record is None:
-                wav_path = folder / "wavs" / f"{i:03d}-{voice.name}.wav" if args.save_wavs else None
+            wav_path = folder / "wavs" / f"{i:03d}-{voice.name}.wav" if args.save_wavs else None
+            if record is None or wav_path and not wav_path.is_file():
                 record = ask(chat, recogniser, item, voice, params, args.seed * 1_000_003 + i, wav_path)
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
                 file.flush()

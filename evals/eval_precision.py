@@ -2,7 +2,8 @@
 
 - Greedy replies in float32 to a pack's held-out questions, until --frames frames of speech. Every format is then shown the very
   same columns and asked for the next one: one slip does not count again in what follows it.
-- "whole frames": all 8 codes right. "free running": how long a greedy reply of its own stays the float32 one.
+- Only choices that were used count: text up to its end, codes of speech. "whole frames": all 8 codes right. "free running": how long
+  a greedy reply of its own stays the float32 one.
 - What that does to speech is for `python -m evals.eval_nano --dtype ...` to say. Last line is JSON.
 
     python -m evals.eval_precision --pack model/nano --dtype bf16 int8
@@ -27,8 +28,8 @@ from engine.voices import load_voices, pick_voice  # noqa: E402
 from evals.command import exit_code, pack_parser  # noqa: E402
 from evals.eval_nano import HELDOUT, read_questions  # noqa: E402
 from model.checkpoint import load_model  # noqa: E402
-from model.config import NUM_CODEBOOKS, NUM_STREAMS  # noqa: E402
-from model.sequence import build_prompt, encode_text, render_chat  # noqa: E402
+from model.config import NUM_CODEBOOKS, NUM_STREAMS, OmniConfig  # noqa: E402
+from model.sequence import build_prompt, encode_text, render_chat, undelay  # noqa: E402
 
 MAX_STEPS = 256  # of one reply
 
@@ -57,6 +58,13 @@ def choices(engine: Engine, columns: Tensor, spk_emb: Tensor | None, start: int)
     return network.text_logits(thought[0, start:]).argmax(-1), network.code_logits(spoken[0, start:]).argmax(-1)
 
 
+def used(columns: Tensor, config: OmniConfig) -> tuple[Tensor, Tensor]:
+    """Which choices of a reply's columns (9, n) it consists of: texts (n,) until <|im_end|>, and codes (8, n), not those before a
+    codebook's first or after its last."""
+    ends = (columns[NUM_CODEBOOKS] == config.eos_token_id).long()
+    return ends.cumsum(0) <= ends, columns[:NUM_CODEBOOKS] < config.num_codes
+
+
 def compare(exact: Engine, other: Engine, replies: list[tuple[Request, Tensor]]) -> dict:
     """Shares of equal choices over all replies, and the free-running figure."""
     equal = {"text": [], "codes": [], "whole_frames": []}
@@ -64,16 +72,19 @@ def compare(exact: Engine, other: Engine, replies: list[tuple[Request, Tensor]])
     for request, columns in replies:
         start = request.prompt_ids.shape[1] - 1
         (text, codes), (other_text, other_codes) = (choices(e, columns[:, :-1], request.spk_emb, start) for e in (exact, other))
-        speaking = (columns[0, start + 1:] < exact.config.num_codes).to(codes.device)
-        equal["text"].append((text == other_text).float())
-        equal["codes"].append((codes == other_codes)[speaking].float().flatten())
-        equal["whole_frames"].append((codes == other_codes)[speaking].all(-1).float())
+        text_used, codes_used = used(columns[:, start + 1:].to(codes.device), exact.config)
+        same = (codes == other_codes).T
+        equal["text"].append((text == other_text)[text_used])
+        equal["codes"].append(same[codes_used])
+        # the first codebook speaks from the second column on
+        equal["whole_frames"].append(undelay(same[:, 1:]).all(0)[undelay(codes_used[:, 1:]).all(0)])
         own, _ = reply(other, request)
         shared = min(own.shape[1], columns.shape[1])
         different = (own[:, :shared] != columns[:, :shared]).any(0).nonzero()
         kept += (int(different[0]) if len(different) else shared) - start - 1
         total += columns.shape[1] - start - 1
-    return {**{name: round(torch.cat(values).mean().item(), 4) for name, values in equal.items()}, "free_running": round(kept / total, 4)}
+    shares = {name: round(torch.cat(values).float().mean().item(), 4) for name, values in equal.items()}
+    return {**shares, "free_running": round(kept / total, 4)}
 
 
 def build_parser() -> argparse.ArgumentParser:

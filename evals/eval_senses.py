@@ -55,7 +55,7 @@ class Examiner:
 
     def ask(self, messages: list[dict], item: int, audio=None, images=()) -> str:
         """Text of the reply to `messages`."""
-        generator = torch.Generator(self.chat.device).manual_seed(self.seed * 1_000_003 + item)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + item)
         return listen(lambda: self.chat.reply(messages, self.params, self.voice, audio, images, generator), self.params).text
 
     def ask_in_turn(self, questions: list[str], item: int) -> str:
@@ -124,7 +124,8 @@ def calls(examiner: Examiner, data: Path, n: int, split: str = "heldout") -> lis
         heard = examiner.chat.transcribe(wav)
         turns.append((question, wav, alone, [{"role": "user", "content": heard}, {"role": "assistant", "content": alone}]))
     for i, (question, wav, alone, _) in enumerate(tqdm(turns, desc="calls", mininterval=5)):
-        before = [message for j in range(i - TURNS_BEFORE, i) for message in turns[j % len(turns)][-1]]  # before the first come the last
+        first = i - min(TURNS_BEFORE, len(turns) - 1)  # before the first come the last, but never the question itself
+        before = [message for j in range(first, i) for message in turns[j % len(turns)][-1]]
         for group, content, audio in (("calls, typed", question, None), ("calls, spoken", "", wav)):
             reply = examiner.ask([*before, {"role": "user", "content": content}], i, audio=audio)
             records.append({"group": group, "asked": question, "typed": alone, "reply": reply, "right": reply == alone})

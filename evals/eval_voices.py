@@ -36,7 +36,7 @@ def speak(chat: Chat, n: int, seed: int, temperature: float | None) -> dict[str,
     spoken = {name: [] for name in chat.voices}
     for name, voice in chat.voices.items():
         for i, item in enumerate(tqdm(items, desc=name, mininterval=5)):
-            generator = torch.Generator(chat.device).manual_seed(seed * 1_000_003 + i)
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + i)
             messages = [{"role": "user", "content": item["question"]}]
             answer = listen(lambda: chat.reply(messages, params, voice, generator=generator), params)
             spoken[name].append(resample(answer.wav, SAMPLE_RATE, INPUT_RATE))

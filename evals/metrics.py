@@ -1,4 +1,4 @@
-"""Figures of merit as plain functions: error rates with confidence intervals, similarity, latency percentiles.
+"""Figures of merit as plain functions: error rates with confidence intervals, latency percentiles.
 
 - How a text is normalised before errors are counted is said by `words` and `characters`, and nowhere else.
 - Errors are jiwer's: insertions + deletions + substitutions of the best alignment. `ErrorRate` adds them up over a set: total errors /
@@ -39,19 +39,23 @@ def _plain(text: str) -> str:
 
 
 def _numbers_in_english(text: str) -> str:
-    if not re.search(r"[\d%]", text):
-        return text
-    from num2words import num2words
-
     def spell(match: re.Match) -> str:
         digits = match[0].replace(",", "")
-        if digits.isdigit() and digits == match[0] and len(digits) == 4 and int(digits) in YEARS:
-            return f" {num2words(int(digits), to='year')} "
-        return f" {num2words(float(digits) if '.' in digits else int(digits))} "
+        is_year = digits.isdigit() and digits == match[0] and len(digits) == 4 and int(digits) in YEARS
+        return f" {_spelled(digits, 'year' if is_year else 'cardinal')} "
 
-    ordinal = re.sub(r"\b(\d+)(?:st|nd|rd|th)\b", lambda match: num2words(int(match[1]), to="ordinal"), text)
-    spelled = NUMBER.sub(spell, ordinal).replace("%", " percent ")
-    return re.sub(r"\b(hundred|thousand) and\b", r"\1", spelled)
+    text = re.sub(r"\b(\d+)(?:st|nd|rd|th)\b", lambda match: _spelled(match[1], "ordinal"), text)
+    text = NUMBER.sub(spell, text).replace("%", " percent ")
+    return re.sub(r"\b(hundred|thousand|million|billion) and\b", r"\1", text)  # in texts without digits, too: the other may have them
+
+
+def _spelled(digits: str, kind: str) -> str:
+    from num2words import num2words
+
+    try:
+        return num2words(float(digits) if "." in digits else int(digits), to=kind)
+    except (OverflowError, ValueError):  # too long for a name: digit by digit
+        return " ".join("point" if digit == "." else num2words(int(digit)) for digit in digits)
 
 
 def _numbers_in_chinese(text: str) -> str:
@@ -97,14 +101,6 @@ def wer(pairs) -> float:
     return total.rate
 
 
-def cer(pairs) -> float:
-    """Character error rate over (reference text, recognised text) pairs, any script."""
-    total = ErrorRate()
-    for reference, hypothesis in pairs:
-        total.add(characters(reference), characters(hypothesis))
-    return total.rate
-
-
 def bootstrap(numerators, denominators=None, seed: int = 0, resamples: int = RESAMPLES) -> tuple[float, float]:
     """95 % interval of sum(numerators) / sum(denominators) over items (a mean where denominators are left out); NaN without items."""
     top = np.asarray(list(numerators), dtype=np.float64)
@@ -120,10 +116,3 @@ def percentiles(values, ranks=(50, 95)) -> dict[str, float]:
     """{"p50": ..., "p95": ...}; NaN for an empty sequence."""
     values = np.asarray(list(values), dtype=np.float64)
     return {f"p{rank:g}": float(np.percentile(values, rank)) if len(values) else float("nan") for rank in ranks}
-
-
-def cosine(a, b) -> float:
-    """Cosine similarity of two vectors; 0 when either is all zero."""
-    a, b = np.asarray(a, dtype=np.float64).ravel(), np.asarray(b, dtype=np.float64).ravel()
-    scale = np.linalg.norm(a) * np.linalg.norm(b)
-    return float(a @ b / scale) if scale else 0.0

@@ -77,6 +77,8 @@ def measure(name: str, examinee: Examinee, plan: Plan) -> Table:
 
 def run(args) -> None:
     began = time.monotonic()
+    if missing := [path for path in args.ablation if not path.is_file()]:
+        raise FileNotFoundError(f"--ablation {missing[0]} is not there: give .pth files")
     pack, save_dir = (located(given or usual) for given, usual in zip((args.pack, args.save_dir), PLACES[args.preset]))
     released = args.preset != "nano"
     weights = find_weights(save_dir, args.weight, 768 if released else None, args.preset == "moe")

@@ -72,7 +72,7 @@ class Examinee:
     def reply(self, number: int, question: str, voice: Voice, answer: str | None = None, audio: np.ndarray | None = None, images=(),
               name: str | None = None) -> Sample:
         """The reply to a question that is typed, or spoken as `audio` (S,) at 16 kHz, perhaps about pictures (PIL)."""
-        generator = torch.Generator(self.chat.device).manual_seed(self.seed * 1_000_003 + number)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
         messages = [{"role": "user", "content": "" if audio is not None else question}]
         got = listen(lambda: self.chat.reply(messages, self.params, voice, audio, images, generator), self.params)
         return Sample(name or f"{number + 1:02d}", question, voice.name, got.text, self.recogniser.transcribe(got.wav, SAMPLE_RATE),

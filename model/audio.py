@@ -49,6 +49,8 @@ def read_audio(source, rate: int, name: str | None = None, max_seconds: float | 
             wav = file.read(frames, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, TypeError) as error:
         raise ValueError(f"cannot decode audio {name}: {error}; use wav, flac, ogg or mp3") from error
+    except MemoryError as error:  # a damaged header may claim terabytes
+        raise ValueError(f"audio {name} says it is too long for this machine's memory: {error}") from error
     if not len(wav):
         raise ValueError(f"audio {name} is empty")
     if max_seconds is not None and len(wav) > max_seconds * file_rate:

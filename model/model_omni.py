@@ -173,8 +173,9 @@ class MiniMindOmni(nn.Module):
             cache.advance(text.shape[1])
         if last_only:
             positions = torch.full((text.shape[0], 1), text.shape[1] - 1, device=text.device)
+        aux_loss = self._aux_loss(codes, text, text_only, average)
         return OmniOutput(None if hidden is None else self.lm_head(_at(hidden, positions)),
-                          None if spoken is None else self.talker.lm_head(_at(spoken, positions)), self._aux_loss(codes, text, average))
+                          None if spoken is None else self.talker.lm_head(_at(spoken, positions)), aux_loss)
 
     def new_cache(self, batch: int, max_length: int) -> KVCache:
         """An empty cache for `batch` rows of at most `max_length` positions, on the model's device and in its dtype."""
@@ -207,15 +208,16 @@ class MiniMindOmni(nn.Module):
             x = inject(x, text, self.config.image_ids, vectors)
         return x
 
-    def _aux_loss(self, codes: Tensor, text: Tensor, average: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """Load-balancing term (Fedus et al. 2021, eq. 4), summed over the layers.
+    def _aux_loss(self, codes: Tensor, text: Tensor, text_only: bool = False, average: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Load-balancing term (Fedus et al. 2021, eq. 4), summed over the layers that ran.
 
         Padding is left out: it would make the loss depend on how rows are put into batches.
         """
         if not (self.training and self.config.use_moe):
             return self.lm_head.weight.new_zeros((), dtype=torch.float32)
         valid = (text != self.config.pad_token_id) | (codes != self.config.audio_pad_token).any(1)
-        load, chance = torch.stack([block.mlp.routed(valid) for block in (*self.model.layers, *self.talker.layers)], dim=1)
+        blocks = [*self.model.layers, *([] if text_only else self.talker.layers)]
+        load, chance = torch.stack([block.mlp.routed(valid) for block in blocks], dim=1)
         tokens = valid.sum()[None].float()
         if average is not None:
             shared = average(torch.cat([load.flatten(), tokens]))

@@ -38,6 +38,12 @@ def test_read_names_what_is_wrong(tmp_path):
     soundfile.write(buffer, np.array([0.0, np.nan, 0.1], np.float32), 16000, format="WAV", subtype="FLOAT")
     with pytest.raises(ValueError, match="NaN"):
         audio.read_audio(buffer.getvalue(), 16000)
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.zeros(1600, np.float32), 16000, format="FLAC")
+    damaged = bytearray(buffer.getvalue())
+    damaged[21:26] = bytes([damaged[21] | 0x0F, 255, 255, 255, 255])  # its header: 2^36 - 1 samples
+    with pytest.raises(ValueError, match="long.flac"):
+        audio.read_audio(damaged, 16000, "long.flac")
 
 
 def test_pcm16_round_trip_is_exact_and_clips():

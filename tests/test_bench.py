@@ -6,6 +6,8 @@ import torch
 from tiny_pack import make_tiny_pack
 
 from evals import eval_precision
+from model.config import OmniConfig
+from model.sequence import undelay
 from scripts import bench_omni
 
 
@@ -58,6 +60,18 @@ def test_soak_tells_growth(tiny_sizes, tmp_path, capsys, monkeypatch, most, verd
     soak, = json.loads(out.splitlines()[-1])["soak"]
     assert len(soak["parts"]) == 5 and abs(soak["rss_growth"]) < 0.2 and soak["replies"] > 4
     assert soak["passed"] == (verdict == "PASS") and f"{verdict}: rss_growth" in out
+
+
+def test_only_choices_that_were_used_are_compared():
+    """Text that has ended, and the steps of the staircase that hold no code, are not."""
+    config, frames = OmniConfig.preset("nano"), 3
+    columns = torch.full((9, 1 + frames + 8), config.audio_pad_token)
+    columns[8] = torch.tensor([7, 8, config.eos_token_id, 9, *[config.pad_token_id] * 8])
+    for i in range(8):
+        columns[i, i + 1:i + 1 + frames], columns[i, i + 1 + frames] = i, config.audio_stop_token
+    text, codes = eval_precision.used(columns, config)
+    assert text.tolist() == [True] * 3 + [False] * 9 and codes.sum(1).tolist() == [frames] * 8
+    assert undelay(codes[:, 1:])[:, :frames].all() and undelay(codes[:, 1:]).all(0).sum() == frames
 
 
 def test_formats_are_compared_with_float32(tmp_path, capsys, monkeypatch):

@@ -1,4 +1,5 @@
 """What the data builder takes and refuses: layouts, bad input with its reason, gates, speech synthesis."""
+import errno
 import io
 import json
 import shutil
@@ -15,12 +16,13 @@ from PIL import Image
 from test_build_parquet import SENTENCE, speech
 from tiny_folders import make_tiny_mimi
 
-from dataset.build_parquet import build
+from dataset import build_stages
+from dataset.build_parquet import build, unique
 from dataset.build_stages import Settings, Worker, content_digest
 from dataset.clean import (Gates, check_clip, check_heard, encode_question, make_clip, normalise_text, read_clip, resize_picture,
                            snr_db)
 from dataset.parquet_rows import ParquetRows
-from dataset.sources import Item, Reject, Turn, from_dict, layout_of, read_source, to_dict
+from dataset.sources import Cell, Item, Reject, Turn, from_dict, layout_of, read_source, to_dict
 from dataset.tables import read_cell
 from dataset.tts import Command, Flite, Speech, load_tts
 from model.config import SAMPLE_RATE
@@ -89,7 +91,7 @@ def zoo(codec, tmp_path_factory):
     table = pq.read_table(root / "out" / "shard-00000.parquet").to_pylist()
     rejects = [json.loads(line) for line in (root / "out" / "rejects.jsonl").read_text().splitlines()]
     assert len(ParquetRows(root / "out", 64, 192)) == len(table) == manifest["rows"]
-    return {row["id"]: row for row in table}, {reject["id"]: reject for reject in rejects}, manifest
+    return {row["id"]: row for row in table}, {reject["id"].removeprefix(f"{root.name}/"): reject for reject in rejects}, manifest
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -150,14 +152,15 @@ def test_speech_folders(tmp_path):
         (tmp_path / name).write_bytes(content)
     found = {e.id: e for folder in ("lj", "tts", "libri", "own") for e in items(tmp_path / folder)}
     told = {k: (e.speaker, e.turns[1].text, e.turns[1].audio.path) for k, e in found.items() if isinstance(e, Item)}
-    assert told == {"a": ("lj", "Doctor X", str(tmp_path / "lj/wavs/a.wav")), "b": ("lj", "only raw", str(tmp_path / "lj/wavs/b.wav")),
-                    "19_198_0": ("19", "Hello.", str(tmp_path / "tts/19/198/19_198_0.wav")),
-                    "7-8-0": ("7", "GOOD MORNING", str(tmp_path / "libri/7/8/7-8-0.flac")),
-                    "bob/x": ("bob", "Grüße", str(tmp_path / "own/bob/x.mp3"))}
+    assert told == {"lj/a": ("lj", "Doctor X", str(tmp_path / "lj/wavs/a.wav")),
+                    "lj/b": ("lj", "only raw", str(tmp_path / "lj/wavs/b.wav")),
+                    "tts/19/198/19_198_0": ("19", "Hello.", str(tmp_path / "tts/19/198/19_198_0.wav")),
+                    "libri/7/8/7-8-0": ("7", "GOOD MORNING", str(tmp_path / "libri/7/8/7-8-0.flac")),
+                    "own/bob/x": ("bob", "Grüße", str(tmp_path / "own/bob/x.mp3"))}
     reasons = {k: e.reason for k, e in found.items() if isinstance(e, Reject)}
     assert {k: r.split(":")[0] for k, r in reasons.items()} == {
-        "c": "no recording wavs/c.*", "d": "no transcript", "lj-5": "not UTF-8", "19_198_1": "no transcript",
-        "y": "transcript is not UTF-8", "z": "no transcript z.txt beside it"}
+        "lj/c": "no recording wavs/c.*", "lj/d": "no transcript", "lj-5": "not UTF-8", "tts/19/198/19_198_1": "no transcript",
+        "own/y": "transcript is not UTF-8", "own/z": "no transcript z.txt beside it"}
     for entry in found.values():
         assert from_dict(json.loads(json.dumps(to_dict(entry)))) == entry
 
@@ -166,6 +169,7 @@ def test_speech_folders(tmp_path):
 def test_hugging_face_tables(tmp_path, suffix):
     wavs = [encoded(speech(1, i), 16_000) for i in range(3)]
     asked = pa.table({"index": [4, 4, 5], "round": [1, 2, 1], "question": ["q1", "q2", "q3"], "answer": ["a1", "a2", ""],
+                      "answer_audio": [{"bytes": b"not the question", "path": None}] * 3,
                       "question_audio": [{"bytes": w, "path": None} for w in wavs], "answer_snac": ["1 2"] * 3})
     read = pa.table({"id": ["u0", "u1", "u2"], "text": ["one", "two", None], "speaker_id": [7, 8, 9],
                      "audio": [{"bytes": w, "path": "p"} for w in wavs]})
@@ -184,6 +188,19 @@ def test_hugging_face_tables(tmp_path, suffix):
     first, second, nothing = items(tmp_path / "read")
     assert (second.id, second.speaker, second.turns[1].text, read_cell(second.turns[1].audio)) == ("u1", "8", "two", wavs[1])
     assert isinstance(nothing, Reject) and nothing.id == "u2" and "no transcript" in nothing.reason
+
+
+def test_files_of_one_name_do_not_share_ids(tmp_path):
+    """Only ids that the data itself gives can be there twice."""
+    line = '{"question": "Who?", "answer": "I."}\n'
+    for folder in ("a", "b", "hub/test", "hub/train"):
+        (tmp_path / folder).mkdir(parents=True)
+        pq.write_table(pa.table({"question": ["Who?"], "answer": ["I."]}), tmp_path / folder / "data-0.parquet")
+        (tmp_path / folder / "talks.jsonl").write_text(line + '{"id": 7, ' + line[1:])
+    found = [e for path in ("a/talks.jsonl", "b/talks.jsonl", "a/data-0.parquet", "hub") for e in unique(items(tmp_path / path))]
+    assert [e.id for e in found] == ["a/talks-1", "7", "b/talks-1", "7", "a/data-0-0", "hub/test/data-0-0", "hub/train/data-0-0"]
+    again = list(unique(e for path in ("a/talks.jsonl", "b/talks.jsonl") for e in items(tmp_path / path)))
+    assert [isinstance(e, Reject) for e in again] == [False, False, False, True] and again[3].reason == "duplicate id"
 
 
 def test_unknown_inputs_are_named(tmp_path):
@@ -247,11 +264,14 @@ def test_pictures_and_spoken_questions(codec, tmp_path):
 
     lines = [ask("picture", "What color is it?", image="red.png"), ask("tagged", "<image>\nWhat?", image=["red.png"]),
              ask("tags", "<image><image>", image="red.png"), ask("broken", "What?", image="broken.png"),
-             ask("asked", SENTENCE, audio="q.wav")]
+             ask("asked", SENTENCE, audio="q.wav"), ask("a folder", "What?", image="."), ask("data", "What?", image="iVBOR" * 99),
+             *(ask(f"odd {more}", "What?", **more) for more in ({"audio": {"path": "q.wav"}}, {"image": [3]}, {"image": True}))]
     (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, lines)))
     rows, rejects = Worker(Settings(codec)).build(items(tmp_path / "in.jsonl"))
-    assert {r.id: r.reason.split("tags")[0].split(" of ")[0] for r in rejects} == {"tags": "turn 1: 1 images but 2 <image> ",
-                                                                                   "broken": "turn 1: cannot decode image"}
+    reasons = {r.id: r.reason for r in rejects}
+    assert reasons["tags"] == "turn 1: 1 images but 2 <image> tags" and reasons["broken"].startswith("turn 1: cannot decode image")
+    assert "Is a directory" in reasons["a folder"] and "File name too long" in reasons["data"] and len(reasons["data"]) == 300
+    assert [r.split(":")[0] for r in list(reasons.values())[-3:]] == ["not a conversation"] * 3 and len(rejects) == 7
     contents = [json.loads(row["conversations"])[0]["content"] for row in rows]
     assert contents == ["<image>\nWhat color is it?", "<image>\nWhat?", SENTENCE]
     with Image.open(io.BytesIO(rows[0]["image_bytes"][0])) as image:
@@ -284,6 +304,33 @@ def test_any_command_can_speak(codec, tmp_path):
     assert [r.reason.startswith("turn 2: ") for r in rejects] == [True] and [row["language"] for row in rows] == ["en", "en"]
     assert rows[0]["speaker"] == "bb" and rows[1]["speaker"] in ("a", "bb")
     assert all(row["question_audios"][0].startswith(b"fLaC") and len(row["answer_audios"][0]) > 80 for row in rows)
+
+
+def test_a_full_disk_is_not_the_items_fault(codec, monkeypatch):
+    """It ends the build; every further item would be refused, too."""
+    def full(cell):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(build_stages, "read_cell", full)
+    with pytest.raises(OSError, match="No space left"):
+        Worker(Settings(codec)).build([Item("x", [Turn("user", "What?", images=[Cell("x.png")]), Turn("assistant", "Red.")], "x")])
+
+
+def test_a_speaker_keeps_one_voice_and_is_named_by_it(codec, tmp_path):
+    """Who has no such voice is given one, else voice prompts would be another's; tags of pictures are not said."""
+    Image.new("RGB", (30, 30), "red").save(tmp_path / "red.png")
+    (tmp_path / "own.wav").write_bytes(encoded(speech(2, 0), 16_000))
+    said, picture = [], [Cell(str(tmp_path / "red.png"))]
+    worker = Worker(Settings(codec, tts="test_build_inputs:Beeps", voices=("a", "bb", "ccc", "dddd"), speak_questions=True))
+    speak = worker.prepare.tts.speak
+    worker.prepare.tts.speak = lambda text, voice: said.append((text, voice)) or speak(text, voice)
+    turns = [Turn("user", f"<image>\n{SENTENCE}", images=picture), Turn("assistant", SENTENCE)]
+    rows, rejects = worker.build([Item(str(i), turns, "x", "anna") for i in range(6)])
+    answers = {voice for _, voice in said[1::2]}
+    assert not rejects and len(answers) == 1 == len({row["speaker"] for row in rows}) and answers == {rows[0]["speaker"]}
+    assert {text for text, _ in said} == {SENTENCE}
+    own = Item("own", [Turn("user", "<image>", images=picture), Turn("assistant", SENTENCE, Cell(str(tmp_path / "own.wav")))], "x", "anna")
+    (row,), _ = worker.build([own])
+    assert row["speaker"] == "anna" and row["question_audios"] == [] and len(said) == 12
 
 
 class Beeps:
@@ -349,6 +396,12 @@ def test_tokens_are_counted(codec, tmp_path):
     manifest = build([tmp_path / "in.jsonl"], tmp_path / "out", Settings(codec, tokenizer=str(folder)))
     counts = pq.read_table(tmp_path / "out" / "shard-00000.parquet").column("tokens").to_pylist()
     assert 0 < counts[0] < counts[1] < 20 and sum(manifest["histograms"]["tokens"].values()) == 2
+    shutil.copytree(folder, tmp_path / "pack", ignore=lambda *_: {p.name for p in folder.iterdir()} - {"tokenizer.json"})
+    keys = [Settings(codec, tokenizer=str(tmp_path / "pack")).key()]
+    (tmp_path / "pack" / "config.pyc").write_bytes(b"x")
+    keys.append(Settings(codec, tokenizer=str(tmp_path / "pack")).key())
+    (tmp_path / "pack" / "tokenizer.json").write_bytes(b"{}")
+    assert keys[0] == keys[1] != Settings(codec, tokenizer=str(tmp_path / "pack")).key()
     with pytest.raises(FileNotFoundError, match="no tokenizer.json"):
         Worker(Settings(codec, tokenizer=codec))
 

@@ -1,5 +1,6 @@
 """The data builder: equal bytes whatever happens, resuming, sharing the work, looking at and checking what was built."""
 import errno
+import json
 import os
 import random
 import shutil
@@ -241,12 +242,16 @@ def test_validate_names_every_fault(built, tmp_path, capsys):
     table[1]["question_audios"] = [b"no sound"]
     table[2]["conversations"] = "{"
     table[3]["image_bytes"] = [b"no picture"]
+    others = pq.read_table(out / "shard-00000.parquet").to_pylist()
+    others[1]["answer_letters"] = [[0.5] * (len(others[1]["answer_audios"][0]) // 8 - 1)]
+    pq.write_table(pa.Table.from_pylist(others, schema=build_parquet.SCHEMA), out / "shard-00000.parquet")
     pq.write_table(pa.Table.from_pylist(table, schema=build_parquet.SCHEMA), out / "shard-00001.parquet")
     (out / "shard-00002.parquet").unlink()
     assert validate.main([str(out)]) == 1
     faults = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| shard")]
-    assert len(faults) == 6
-    for start, reason in (("| shard-00001.parquet |  |", "checksum"), ("| shard-00002.parquet |  |", "missing"),
+    assert len(faults) == 8
+    for start, reason in (("| shard-00000.parquet | 1 |", "answer_letters has"),
+                          ("| shard-00001.parquet |  |", "checksum"), ("| shard-00002.parquet |  |", "missing"),
                           ("| shard-00001.parquet | 0 |", "outside the codebook"), ("| shard-00001.parquet | 1 |", "cannot decode audio"),
                           ("| shard-00001.parquet | 2 |", "not valid JSON"), ("| shard-00001.parquet | 3 |", "cannot decode image")):
         assert any(fault.startswith(start) and reason in fault for fault in faults), (start, faults)
@@ -264,6 +269,14 @@ def test_inspect_shows_text_streams_and_sound(built, folders, tokenizer_dir, tmp
     frames = ParquetRows(built[0], 64, 192)[5].answer_codes[0].shape[1]
     assert soundfile.info(tmp_path / "row" / "answer_0.wav").frames == 1920 * frames
     assert inspect.main([*arguments, "--tokenizer", "none", "--row", "11"]) == 2 and "row 11 of 11" in capsys.readouterr().err
+
+
+def test_inspect_takes_a_file_without_speech(tmp_path, capsys):
+    talk = json.dumps([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}])
+    for answers in ([None, None], [[], []], [[[]], []]):
+        pq.write_table(pa.table({"conversations": [talk] * 2, "answer_audios": answers}), tmp_path / "text.parquet")
+        assert inspect.main([str(tmp_path / "text.parquet"), "--codec", "none", "--tokenizer", "none"]) == 0
+        assert "speech in answers: 0.00 h" in capsys.readouterr().out
 
 
 def test_card_is_one_page_with_the_figures(built):

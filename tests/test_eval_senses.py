@@ -28,9 +28,9 @@ class Parrot:
         return f"question {item - forgets}"
 
 
-def test_a_call_is_the_questions_before_and_what_was_answered(tmp_path):
+def ask_all(tmp_path, count: int) -> tuple[Parrot, list[dict]]:
     rows = []
-    for i in range(COUNT):
+    for i in range(count):
         sound = io.BytesIO()
         soundfile.write(sound, np.zeros(1000 + i, np.float32), INPUT_RATE, format="FLAC")
         conversation = [{"role": "user", "content": f"Ask {i}?"}, {"role": "assistant", "content": "?"}]
@@ -38,7 +38,18 @@ def test_a_call_is_the_questions_before_and_what_was_answered(tmp_path):
     (tmp_path / "a2a_heldout").mkdir()
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a2a_heldout" / "0.parquet")
     parrot = Parrot()
-    records = calls(parrot, tmp_path, COUNT)
+    return parrot, calls(parrot, tmp_path, count)
+
+
+def test_a_short_call_does_not_give_the_question_away(tmp_path):
+    """Of three questions, the other two come before."""
+    parrot, records = ask_all(tmp_path, 3)
+    heard = [[message["content"] for message in messages[:-1:2]] for messages, _ in parrot.asked[3:]]
+    assert heard[::2] == heard[1::2] == [["heard 1001", "heard 1002"], ["heard 1002", "heard 1000"], ["heard 1000", "heard 1001"]]
+
+
+def test_a_call_is_the_questions_before_and_what_was_answered(tmp_path):
+    parrot, records = ask_all(tmp_path, COUNT)
     assert [record["right"] for record in records] == [True] * (2 * COUNT - 2) + [False] * 2
     assert {record["group"] for record in records} == {"calls, typed", "calls, spoken"}
     (typed, silent), (spoken, sound) = parrot.asked[-2:]

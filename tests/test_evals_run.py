@@ -11,7 +11,7 @@ import torch
 from tiny_pack import add_tiny_encoders, make_tiny_pack
 
 from engine.chat import Chat
-from evals import asr, run
+from evals import asr, eval_nano, run
 from evals.metrics import words
 from evals.report import picture
 from evals.results import Figure, ratio
@@ -111,6 +111,32 @@ def test_further_weights_are_rows_of_table_one(pack, tmp_path):
     assert [row["group"] for row in tables["consistency"]["rows"]].count("Talker 64: all") == 2
 
 
+def test_further_weights_that_are_missing_are_named_before_anything_is_measured(pack, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(run, "measure", lambda *_: pytest.fail("hours of work for nothing"))
+    assert run.main(["consistency", "--pack", str(pack), "--device", "cpu", "--ablation", str(tmp_path / "no.pth")]) == 2
+    assert "no.pth is not there" in capsys.readouterr().err
+
+
+def test_finished_questions_are_asked_again_for_their_sound_and_for_other_ears(pack, tmp_path, monkeypatch):
+    asked, ask = [], eval_nano.ask
+    monkeypatch.setattr(eval_nano, "load_recogniser", lambda name, pack, device: Scripted())
+    monkeypatch.setattr(eval_nano, "ask", lambda *args: asked.append(1) or ask(*args))
+    ears = shutil.copytree(pack / "SenseVoiceSmall", tmp_path / "ears")
+    command = ["--pack", str(pack), "--device", "cpu", "--n", "2", "--max_new_tokens", "16", "--output_dir", str(tmp_path / "o"),
+               "--asr", f"sensevoice:{ears}"]
+
+    def times(*more) -> int:
+        asked.clear()
+        assert eval_nano.main([*command, *more]) == 0
+        return len(asked)
+    assert [times(), times(), times("--save_wavs"), times("--save_wavs")] == [2, 0, 2, 0]
+    wavs = sorted((tmp_path / "o" / "wavs").iterdir())
+    wavs[1].unlink()
+    assert len(wavs) == 2 and times("--save_wavs") == 1 and wavs[1].is_file()
+    (ears / "ngram.npz").write_bytes(b"another way to listen")
+    assert times() == 2
+
+
 def test_replies_do_not_depend_on_their_neighbours(pack):
     from engine.chat import find_weights
     chat = Chat.load(pack, find_weights(pack))
@@ -165,6 +191,22 @@ def test_a_recogniser_of_transformers_is_loaded_by_folder(tmp_path):
     recogniser = asr.load_recogniser(f"transformers:{tmp_path / 'm'}")
     assert recogniser.transcribe(0.1 * np.sin(np.arange(24000)), 24000) == "a"
     assert recogniser.transcribe(np.zeros(24000, np.float32), 24000) == ""
+
+
+@pytest.mark.parametrize("kind, options", [("seq2seq_whisper", {"return_timestamps": True}), ("ctc", {})])
+def test_whisper_is_asked_for_more_than_half_a_minute(monkeypatch, kind, options):
+    """Its pipeline refuses longer clips unless it may write timestamps, which others do not know."""
+    import transformers
+
+    class Pipeline:
+        type = kind
+
+        def __call__(self, inputs, **given):
+            assert given == options
+            return {"text": f" {len(inputs['raw']) // 16000} s "}
+    monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", lambda name: object())
+    monkeypatch.setattr(transformers, "pipeline", lambda *_, **__: Pipeline())
+    assert asr.load_recogniser("transformers:any/name").transcribe(np.full(41 * 16000, 0.1), 16000) == "41 s"
 
 
 def test_a_processor_with_transcription_requests_is_asked_that_way(monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 
 from evals import asr, eval_nano
 from evals.cases import SUITES, cases_for, parse_suites
-from evals.metrics import bootstrap, cer, characters, cosine, edit_distance, percentiles, wer, words
+from evals.metrics import bootstrap, characters, edit_distance, percentiles, wer, words
 
 
 @pytest.mark.parametrize("reference, hypothesis, distance", [
@@ -21,6 +21,8 @@ def test_edit_distance(reference, hypothesis, distance):
     ("Don’t  STOP -- me, I'm here!", "don't stop me i'm here"), ("ＦＵＬＬ　width", "full width"),
     ("3 apples, 1,234 pears and 50% more", "three apples one thousand two hundred thirty four pears and fifty percent more"),
     ("born in 1999, 105 years", "born in nineteen ninety nine one hundred five years"), ("the 3rd of 2.5", "the third of two point five"),
+    ("one hundred and five cats", "one hundred five cats"), ("1000001", "one million one"), ("9" * 400, " ".join(["nine"] * 400)),
+    ("1" * 5000 + "th", " ".join(["one"] * 5000)), ("9" * 400 + ".5", " ".join(["nine"] * 400 + ["point", "five"])),
     ("in 2005", "in two thousand five"), ("salt and pepper", "salt and pepper"), ("你好", "")])
 def test_words_are_normalised(text, normal):
     assert " ".join(words(text)) == normal
@@ -35,7 +37,7 @@ def test_characters_are_normalised(text, normal):
 
 def test_spelling_of_numbers_is_no_error():
     assert wer([("It is 21 years old, in 1999.", "it is twenty one years old in nineteen ninety nine")]) == 0
-    assert cer([("他今年21岁。", "他今年二十一岁")]) == 0
+    assert characters("他今年21岁。") == characters("他今年二十一岁")
 
 
 def test_bootstrap_interval_holds_the_rate_and_narrows_with_items():
@@ -53,15 +55,9 @@ def test_wer_is_total_errors_over_total_words():
     assert wer([]) == 0
 
 
-def test_cer_counts_letters_of_any_script():
-    assert cer([("天空是蓝色的。", "天空 是绿色")]) == pytest.approx(2 / 6)
-
-
-def test_percentiles_and_cosine():
+def test_percentiles():
     assert percentiles(range(101), (50, 95)) == {"p50": 50, "p95": 95}
     assert math.isnan(percentiles([])["p50"])
-    assert cosine([1, 0], [1, 1]) == pytest.approx(2 ** -0.5)
-    assert cosine([0, 0], [1, 1]) == 0
 
 
 @pytest.mark.parametrize("names, suites", [

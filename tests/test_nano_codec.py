@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoFeatureExtractor, MimiModel
 
+from evals import codec_wer
 from nano import train_mimi
 from nano.mimi_crops import read_speech, resample_at, resampling_kernels
 from nano.mimi_targets import Analyser, FRAME_SAMPLES, LatentSpace, log_mel_patches, mel_filterbank, quantise, residual_kmeans
@@ -91,6 +92,15 @@ def test_resampling_keeps_a_tone_and_shifts_it_with_the_rate():
     crops = resample_at(torch.from_numpy(tone), torch.tensor([40, 40]), rates, 12_000, resampling_kernels("cpu"))
     time = (np.arange(12_000) / 24_000)[None] * rates.numpy()[:, None] + 40 / 16_000
     np.testing.assert_allclose(crops, 8000 / 32768 * np.sin(2 * np.pi * 1000 * time), atol=1e-3)
+
+
+def test_what_cannot_be_judged_is_one_line(mimi, out, tmp_path, capsys):
+    (tmp_path / "list.jsonl").write_text('{"wav": "a.wav"}\n')
+    wrong_list = [str(out / "mimi"), "--wavs", str(tmp_path / "list.jsonl")]
+    for argv, message in (([str(tmp_path / "no")], "no codec folder"), (wrong_list, "lines of")):
+        assert codec_wer.main(argv) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1 and message in error
 
 
 def test_losses_fall(out):

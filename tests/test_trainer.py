@@ -133,6 +133,21 @@ def test_row_lengths_count_what_is_heard_and_seen(tmp_path):
     assert (lengths - text)[1:3] == pytest.approx([sensevoice_frames(16_000), sensevoice_frames(48_000)], abs=2)
 
 
+def test_row_lengths_do_not_depend_on_what_was_read_before(world, tmp_path):
+    """A resumed run begins in the middle, with other row groups: its batches must be the same. The first file has no questions at all."""
+    noise, sounds = np.random.default_rng(0).uniform(-0.5, 0.5, 16_000), []
+    for loudness in (1, 0.01):  # equally long, but not in bytes
+        sounds.append(io.BytesIO())
+        soundfile.write(sounds[-1], noise * loudness, 16_000, format="FLAC")
+    talk = json.dumps([{"role": "user", "content": "a"}])
+    table = pa.table({"conversations": [talk] * 2, "question_audios": [[sound.getvalue()] for sound in sounds]})
+    pq.write_table(table, tmp_path / "rows.parquet", row_group_size=1)
+    rows = ParquetRows([world / "t2a.parquet", tmp_path / "rows.parquet"], 512, 192)
+    lengths = [RowLengths(rows, sensevoice_frames, 64) for _ in range(2)]
+    here, there = (read(np.array([row]))[0] for read, row in zip(lengths, (len(rows) - 2, len(rows) - 1)))
+    assert here == there == lengths[0](np.array([len(rows) - 1]))[0] == len(talk) // 4 + sensevoice_frames(16_000)
+
+
 def test_padding_and_batches_without_a_good_row(world):
     trainer = Trainer(parse_args(command(world)), CPU)
     rows, config = trainer.data.rows, trainer.config
@@ -234,6 +249,12 @@ def test_the_mix_of_questions_can_be_chosen(world, capsys):
     with pytest.raises(SystemExit):
         parse_args([*command(world), "--question_mix", "1", "1", "0", "0"])
     assert "sum to 1" in capsys.readouterr().err
+
+
+def test_a_thinker_of_experts_learns_alone(world, tmp_path):
+    """Its experts are balanced; the Talker's, which do not run, are left out."""
+    assert main(command(world, save_dir=tmp_path, mode="thinker", use_moe=1, max_steps=2)) == 0
+    assert all(float(row["aux"]) > 0 == float(row["audio"]) for row in read_log(tmp_path / "sft_omni_64_moe" / "log.csv"))
 
 
 def test_a_frozen_thinker_stops_at_the_bridge(world):

@@ -236,6 +236,27 @@ def test_rows_come_once_when_the_batch_changes_in_mid_epoch(world, tmp_path):
     assert one["step"] == two["step"] == 16 and all(torch.equal(value, two["model"][key]) for key, value in one["model"].items())
 
 
+@pytest.mark.parametrize("before, after", [(1, 2), (2, 1), (3, 2)])
+def test_rows_come_once_when_the_accumulation_changes(world, tmp_path, caplog, before, after):
+    """The batches stay what they are; so many steps are left as they make."""
+    trained = []
+
+    def run(stop_after, steps):
+        trainer = Trainer(parse_args(command(world, save_dir=tmp_path, from_resume=1, batch_size=3, accumulation_steps=steps)), CPU)
+        step = trainer.train_step
+
+        def watched(batches):
+            trained.extend(range(trainer.batches, trainer.batches + len(batches)))
+            step(batches)
+            trainer.stop.asked = trainer.batches >= stop_after
+        trainer.train_step = watched
+        return trainer.fit(), trainer
+    assert not run(3, before)[0]
+    finished, trainer = run(99, after)
+    assert finished and trained == list(range(8)) and trainer.step == trainer.total_steps == 8 // after
+    assert "--accumulation_steps changed" in caplog.text
+
+
 def test_a_rank_may_be_left_without_a_row(world):
     """The last rows of an epoch that more processes took up may be too few for all."""
     trainer = Trainer(parse_args(command(world)), CPU)

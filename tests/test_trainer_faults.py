@@ -78,6 +78,24 @@ def test_too_many_bad_steps_stop_the_run(world, tmp_path):
         trainer.fit()
 
 
+def test_an_evaluation_that_fails_costs_nothing_that_was_learnt(world, tmp_path, caplog):
+    def speak(model, path):
+        raise ValueError("no voice")
+
+    for steps, save_interval in ((2, 9), (3, 2)):  # at the end, and in the middle
+        folder = tmp_path / str(steps)
+        argv = command(world, save_dir=folder, max_steps=steps, eval_interval=2, save_interval=save_interval, eval_rows=2)
+        assert main(argv, speak) == 2 and "no voice" in caplog.text
+        assert load_weights(folder / "sft_omni_64_resume.pth")["step"] == 2
+
+
+def test_a_device_that_is_not_there_is_one_line(world, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for device in ("cuda", "toaster"):
+        assert main(command(world, save_dir=tmp_path, device=device)) == 2
+        assert device in caplog.messages[-1] and "use " in caplog.messages[-1]
+
+
 def test_a_full_disk_leaves_the_last_checkpoint(world, tmp_path, caplog):
     """The limit on file sizes stands in for the disk: writing fails half-way through the file."""
     argv = command(world, save_dir=tmp_path, save_interval=1, max_steps=1)
@@ -92,6 +110,18 @@ def test_a_full_disk_leaves_the_last_checkpoint(world, tmp_path, caplog):
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*.pth")} == before and "File too large" in caplog.text
     assert not list(tmp_path.glob(".*.tmp"))
     assert main([*argv, "--max_steps", "3", "--from_resume", "1"]) == 0, "with room again it goes on"
+
+
+@pytest.mark.parametrize("more, message", [
+    (["--mode", "thinker", "--guided_attention", "0.5"], "does not run with --mode thinker"),
+    (["--mode", "spelling", "--spelling", "1", "--guided_attention", "0.5"], "does not run with --mode spelling"),
+    (["--use_wandb"], "pip install wandb"), (["--use_tensorboard"], "pip install tensorboardX")])
+def test_flags_that_cannot_be_met_are_named_at_once(world, tmp_path, monkeypatch, capsys, more, message):
+    for package in ("wandb", "tensorboardX"):
+        monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    with pytest.raises(SystemExit):
+        main([*command(world, save_dir=tmp_path), *more])
+    assert message in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_truncated_file_is_named(world, tmp_path, caplog):

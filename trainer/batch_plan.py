@@ -4,6 +4,7 @@
   (that is what makes resuming exact), rows of similar length together. An epoch begun with other batches can be taken up.
 - `RowLengths`: how long rows are, text, speech, sound and pictures, read from the files when a window first asks.
 """
+import contextlib
 import logging
 import math
 from dataclasses import dataclass
@@ -195,14 +196,14 @@ class RowLengths:
     """Rough positions of rows by number, read from a row group when one of its rows is first asked for.
 
     Text bytes / 4, the frames of speech, the spoken question's feature vectors and those of the pictures. Sounds are not decoded but for
-    one, which tells how many vectors a byte makes in this data. sound_frames, picture_frames: see open_data.
+    one of each group, which tells how many vectors a byte makes there. sound_frames, picture_frames: see open_data.
     """
 
     def __init__(self, rows: ParquetRows, sound_frames: Callable[[int], int], picture_frames: int):
         sizes = rows.column_bytes()
         self.columns = [name for name in ("conversations", *MAX_BYTES) if name in sizes and sizes[name] <= MAX_BYTES.get(name, math.inf)]
         self.rows, self.known = rows, np.zeros(len(rows), np.int32)  # 0: not read yet
-        self.sound_frames, self.picture_frames, self.frames_per_byte = sound_frames, picture_frames, 0.0
+        self.sound_frames, self.picture_frames = sound_frames, picture_frames
 
     def __call__(self, wanted: np.ndarray) -> np.ndarray:
         for group in np.unique(self.rows.group_of(wanted[self.known[wanted] == 0])):
@@ -233,10 +234,9 @@ class RowLengths:
             return 1
 
     def _frames_per_byte(self, sounds: pa.ChunkedArray) -> float:
-        """Of the first sound there is, in this group or one before."""
-        if not self.frames_per_byte:
-            first = next((data for sound in sounds if (data := sound.as_py())), None)
-            if first is None:
-                return 0.0
-            self.frames_per_byte = self.sound_frames(len(read_audio(first, INPUT_RATE, name="question_audios"))) / len(first)
-        return self.frames_per_byte
+        """Of the group's first sound that can be decoded, not of the first one ever: a resumed run begins with another group."""
+        for sound in sounds:
+            if data := sound.as_py():
+                with contextlib.suppress(ValueError):
+                    return self.sound_frames(len(read_audio(data, INPUT_RATE, name="question_audios"))) / len(data)
+        return 0.0

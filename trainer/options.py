@@ -1,5 +1,6 @@
 """The trainer's command line, and what follows from it alone: paths, tokenizer, model sizes, the settings that are published."""
 import argparse
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -92,6 +93,14 @@ def parse(description: str, argv: list[str] | None = None) -> argparse.Namespace
         p.error("--codebook_weights must not be negative, nor all 0")
     if args.mode == "spelling" and not args.spelling:
         p.error("--mode spelling has no other loss: give --spelling a weight, e.g. 1")
+    if args.mode in ("thinker", "spelling") and args.guided_attention:
+        p.error(f"--guided_attention is the Talker's, which does not run with --mode {args.mode}: leave it out")
+    for flag, package in (("use_wandb", "wandb"), ("use_tensorboard", "tensorboardX")):
+        if getattr(args, flag):
+            try:
+                import_module(package)
+            except ImportError as error:
+                p.error(f"--{flag} needs {package} ({error}): pip install {package}")
     if not 0 <= args.augment_share <= 1:
         p.error("--augment_share is a share: from 0 to 1")
     if args.question_mix and (min(args.question_mix) < 0 or abs(sum(args.question_mix) - 1) > 1e-6):

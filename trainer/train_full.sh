@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The full recipes: all published data, dense or mixture of experts, on one machine or many.
-# Data in DATA: sft_t2a.parquet (1,636 h), sft_a2a.parquet (1,712 h of questions), sft_i2t.parquet; a glob of shards does as well.
+# Data in DATA: sft_t2a.parquet (1,636 h), sft_a2a.parquet (1,712 h of questions), sft_i2t.parquet: each a file or a folder of shards.
 # Not timed yet; `python -m scripts.bench_train` estimates it for the machine it runs on (docs/training.md).
 # Run it again after an interruption: finished stages end at once, the interrupted one continues where it was saved.
 #   cd trainer && bash train_full.sh                            dense, one GPU

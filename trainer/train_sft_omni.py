@@ -292,16 +292,17 @@ class Trainer:
             stopped = self.stop.asked and self.procs.world == 1
             if report:
                 report.advance()
-            if self.step % args.log_interval == 0 or self.step == self.total_steps:
+            ends = self.step == self.total_steps
+            if self.step % args.log_interval == 0 or ends:
                 stopped = self.read_window(meter, report)
-            if args.eval_interval and (self.step % args.eval_interval == 0 or self.step == self.total_steps):
-                self.evaluate(report)
-                meter.restart()
-            if self.step % args.save_interval == 0:
+            if self.step % args.save_interval == 0 or ends:  # first: an evaluation that fails must not cost what was learnt
                 self.save()
                 last_saved = self.step
-                if report:
-                    report.plot()
+            if args.eval_interval and (self.step % args.eval_interval == 0 or ends):
+                self.evaluate(report)
+                meter.restart()
+            if report and self.step % args.save_interval == 0:
+                report.plot()
         if last_saved != self.step:
             self.save()
         if report:
@@ -454,12 +455,15 @@ class Trainer:
         if plan != state["plan"]:
             self.batches = self.data.plan.number_at(state["epoch"]) if found is None else found
             self.count_steps()
-            if not self.args.max_steps:  # else exactly so many steps, whatever a step is now
-                self.step = self.batches // self.args.accumulation_steps
             log.warning("data or global batch changed (%s -> %s): continuing at epoch %.3f, not bit for bit; %s", state["plan"], plan,
                         state["epoch"], "some rows may come twice or not at all" if found is None else "each row still comes once an epoch")
-        if self.args.max_steps:
-            self.total_batches = self.batches + max(0, self.total_steps - self.step) * self.args.accumulation_steps
+        each = self.args.accumulation_steps
+        if self.args.max_steps:  # exactly so many steps, whatever a step is now
+            self.total_batches = self.batches + max(0, self.total_steps - self.step) * each
+        else:  # as many are left as the batches that are left make
+            self.step = self.total_steps - math.ceil((self.total_batches - self.batches) / each)
+        if state["args"]["accumulation_steps"] != each:
+            log.warning("--accumulation_steps changed (%d -> %d): continuing, not bit for bit", state["args"]["accumulation_steps"], each)
         if len(state["ranks"]) == self.procs.world:
             mine = state["ranks"][self.procs.rank]
             set_rng_state(mine["rng"], self.device)
@@ -473,14 +477,14 @@ class Trainer:
 
 def main(argv: list[str] | None = None, speak: Callable[[MiniMindOmni, Path], None] | None = None) -> int:
     """0 at the end of a training, or of an orderly stop; 2 for wrong input or a full disk, with one line that says so."""
-    args = parse_args(argv)
-    procs = init_distributed(args.device)
-    logging.basicConfig(level=logging.INFO if procs.main else logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
-    torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in fp32
+    args, procs = parse_args(argv), None
     try:
+        procs = init_distributed(args.device)
+        logging.basicConfig(level=logging.INFO if procs.main else logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
+        torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in fp32
         Trainer(args, procs, speak).fit()
     except (ValueError, OSError) as error:
-        if not procs.main:
+        if procs and not procs.main:
             raise
         log.error("%s", error)
         return 2

@@ -41,8 +41,14 @@ class Processes:
 
 
 def init_distributed(device: str) -> Processes:
-    """Join torchrun's group when started by it (one CUDA device per local rank), else a single process on `device`."""
-    kind = torch.device(device).type
+    """Join torchrun's group when started by it (one CUDA device per local rank), else a single process on `device`.
+
+    ValueError when there is no such device.
+    """
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ValueError(f"--device {device!r} is not a device; use cpu or cuda") from error
     if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"--device {device}: this machine has no CUDA device; use --device cpu")
     if "RANK" not in os.environ:
