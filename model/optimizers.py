@@ -70,3 +70,13 @@ def adamw_and_muon(parameters: Iterable[nn.Parameter], matrices: Iterable[nn.Par
     others = [parameter for parameter in parameters if id(parameter) not in taken]
     first = torch.optim.AdamW(others, lr=rate, weight_decay=WEIGHT_DECAY, fused=fused, **adamw)
     return first, Muon(matrices, rate) if matrices else None
+
+
+def take_step(optimizers: Iterable[torch.optim.Optimizer | None], parameters: Iterable[nn.Parameter], rate: float) -> None:
+    """Clip the gradient of `parameters` to a norm of 1; a step at `rate` by every optimizer that is not None; no gradients are left."""
+    nn.utils.clip_grad_norm_(parameters, 1.0)
+    for optimizer in filter(None, optimizers):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad()

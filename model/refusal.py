@@ -1,4 +1,7 @@
-"""How every command refuses wrong input: one line on stderr that names the input and the remedy, and exit code 2."""
+"""How a command refuses wrong input: one line on stderr that names the input and the remedy, and exit code 2.
+
+Those trainings and other steps of nano/ that only trainer/train_nano.sh runs raise the error as it is.
+"""
 import sys
 
 INPUT_ERRORS = (ValueError, OSError, ImportError)  # by convention these say what is wrong with the input and what to do about it

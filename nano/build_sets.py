@@ -94,7 +94,8 @@ def talked(name, talks, asked, share, seed):
     """A2A and multi-turn: the user's last turns asked by their Utterance (or, given a path, recorded there), all replies by one voice.
 
     Training hears one question of a conversation, and its earliest are seldom that: nobody says what comes before the last SPOKEN_TURNS.
-    `share` of the conversations are answered by each voice but the main one as often as by it.
+    It is drawn among the voices that say every one of the replies when each of them but the main one says a `share` of all texts: the more
+    replies, the more often the main one.
     """
     rng, found = random.Random(f"{seed} {name}"), []
     for i, (talk, turns) in enumerate(zip(talks, asked, strict=True)):
@@ -121,12 +122,12 @@ def typed(name, talks):
     return found
 
 
-def pictured(variant, name, items, asked, folder, share, seed):
-    """I2T: questions about the pictures in `folder`; "mix" asks the first len(asked) aloud, "told" describes the scene instead."""
+def pictured(variant, name, items, asked, pictures, share, seed):
+    """I2T: questions about `pictures` {number: path}; "mix" asks the first len(asked) aloud, "told" describes the scene instead."""
     rng, found = random.Random(f"{seed} {name}"), []
     for i, item in enumerate(items[:len(asked)] if variant == "mix" else items):
         said = rng.choice(voiced([item["answer"]], share, seed))
-        user = {"role": "user", "content": item["question"], "image": str(picture_path(folder, item["picture"]))}
+        user = {"role": "user", "content": item["question"], "image": str(pictures[item["picture"]])}
         if variant == "told":
             user = {"role": "user", "content": f"{item['told']} {item['question']}"}
         if variant == "mix":
@@ -149,8 +150,8 @@ def recorded(asked, folder, say, workers=1):
     return [[paths[utterance] for utterance in turns] for turns in asked]
 
 
-def digest(utterance):
-    return hashlib.blake2b(repr(utterance).encode(), digest_size=8).hexdigest()  # another text is another file
+def digest(thing):
+    return hashlib.blake2b(repr(thing).encode(), digest_size=8).hexdigest()  # another text is another file
 
 
 def record(say, wanted):
@@ -165,12 +166,17 @@ def say_noisily(utterances):
         yield add_noise(wav, pink_noise(len(wav), np.random.default_rng(int(digest(utterance), 16))), NOISE_DB).clip(-1, 1)
 
 
-def picture_path(folder, number):
-    return (Path(folder) / f"{number:06d}.png").resolve()
+def painted(items, folder, heldout, seed, workers=1):
+    """{number: path} of the pictures that `items` of scenes.plan ask about, painted where they are missing."""
+    source = digest(Path(scenes.__file__).read_text(encoding="utf-8"))  # edited, it may draw another picture
+    told = {item["picture"]: item["told"] for item in items}
+    paths = {number: (folder / f"{digest((seed, heldout, number, scene, source))}.png").resolve() for number, scene in told.items()}
+    with ProcessPoolExecutor(workers) as pool:
+        list(pool.map(partial(paint, seed, heldout), paths, paths.values(), chunksize=32))
+    return paths
 
 
-def paint(seed, heldout, folder, number):
-    path = picture_path(folder, number)
+def paint(seed, heldout, number, path):
     if not path.exists():
         data = scenes.paint(seed, heldout, number)
         replace_atomic(path, lambda file: file.write(data))
@@ -209,12 +215,10 @@ def i2t(args):
     for part, heldout, count, per_picture, aloud in (("train", False, args.questions, args.per_picture, args.spoken),
                                                      ("heldout", True, args.heldout, 1, args.heldout)):
         items = scenes.plan(count, per_picture, heldout, args.seed)
-        folder = Path(args.out) / "sets" / f"pictures_{part}"
-        with ProcessPoolExecutor(args.workers) as pool:
-            list(pool.map(partial(paint, args.seed, heldout, folder), dict.fromkeys(item["picture"] for item in items), chunksize=32))
+        pictures = painted(items, Path(args.out) / "sets" / f"pictures_{part}", heldout, args.seed, args.workers)
         asked = [turns[0] for turns in ask(as_talks(items[:aloud]), TRAIN_VOICES, f"{args.seed} {part}")]
         for variant in ("i2t", "mix", *(["told"] if heldout else [])):  # nano.train_llm learns from told pictures, as text
-            found[f"{variant}_{part}"] = pictured(variant, f"{variant}_{part}", items, asked, folder, args.others, args.seed)
+            found[f"{variant}_{part}"] = pictured(variant, f"{variant}_{part}", items, asked, pictures, args.others, args.seed)
     return found
 
 
@@ -241,8 +245,8 @@ def plan_sets(args):
     corpus = {part: read_jsonl(Path(args.corpus) / f"{part}.jsonl") for part in sorted(parts)}
     found = {}
     if "multi" in args.sets:
-        talks, other_talks = multi_turn.build(corpus["train"], corpus["heldout"], random.Random(args.seed), args.conversations + args.typed,
-                                              corpus["sentences"])
+        rng = random.Random(SEED)  # not --seed: what it holds out, nano.train_llm must not have learnt
+        talks, other_talks = multi_turn.build(corpus["train"], corpus["heldout"], rng, args.conversations + args.typed, corpus["sentences"])
         talks, only_typed = talks[:args.conversations], talks[args.conversations:]
         found |= spoken("multi", talks[:args.limit], other_talks[:args.limit], args)
         found["typed_train"] = typed("typed_train", only_typed[:args.limit])

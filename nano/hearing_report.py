@@ -7,9 +7,8 @@ from tqdm import tqdm
 from dataset.augment import add_noise, pink_noise
 from model.encoders import SenseVoice
 from nano.corpus import normalise
-from nano.speech import TRAIN_VOICES
+from nano.speech import TRAIN_VOICES, UNSEEN_VOICE
 
-UNSEEN_VOICE = "kal16"
 NOISE_DB = 10.0  # pink noise of the report
 
 

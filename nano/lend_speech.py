@@ -82,7 +82,7 @@ def main(argv=None) -> int:
         rng = random.Random(args.seed)
         prompts, speech = read_rows(args.prompts), read_rows(args.speech)
         rows = [{**row, "id": str(i)} for i, row in enumerate(lend(prompts, speech, args.talks, rng))]
-        if len(rows) <= args.talks:
+        if len(rows) <= min(args.talks, len(speech)):
             raise ValueError(f"no reply of {', '.join(map(str, args.prompts))} is said in {', '.join(map(str, args.speech))}")
         rng.shuffle(rows)
         args.out.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@
 - `render` does many of them with a pool of processes into shards that are written atomically; a second run skips finished shards.
 - Needs the `flite` program (apt-get install flite).
 
-    python -m nano.speech --texts out/nano/corpus/train.jsonl --others 0.25 --out out/nano/speech --workers 2
+    python -m nano.speech --texts out/nano/corpus/train.jsonl --out out/nano/speech --workers 2
 """
 import argparse
 import hashlib
@@ -13,16 +13,16 @@ import json
 import os
 import random
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from dataset.tts import FLITE_RATE as RATE, FLITE_VOICES as VOICES, synthesise, synthesise_timed
+from dataset.tts import FLITE_RATE as RATE, synthesise, synthesise_timed
 from model.checkpoint import replace_atomic
-from nano.corpus import SEED
+from nano.corpus import SEED, read_jsonl
 
 TRAIN_VOICES = ("slt", "rms", "awb")
 MAIN_VOICE = "rms"  # speaks every answer; of the three the recogniser understands it best
@@ -94,12 +94,6 @@ def _render_shard(shard, index):
     replace_atomic(index, lambda file: file.write(json.dumps(items).encode()))
 
 
-def shard_utterances(index):
-    """The Utterances of one shard, in order."""
-    items = json.loads(Path(index).read_text(encoding="utf-8"))
-    return [Utterance(**{field.name: item[field.name] for field in fields(Utterance)}) for item in items]
-
-
 def read_shard(index):
     """Yield (Utterance, (S,) int16) of one shard; `index` is its .json file."""
     for utterance, pcm, _ in read_timed_shard(index):
@@ -118,38 +112,15 @@ def read_timed_shard(index):
     assert start == len(samples), (index, start, len(samples))
 
 
-def read_texts(path, field, voices, rate, pitch, others=None, limit=None):
-    """Utterances of a file: JSON lines (`text` or `field`, with optional voice, rate, pitch) or one plain sentence a line.
-
-    Without a voice of its own a text is said by all `voices`, or, given `others`, as `voiced` says.
-    """
-    utterances = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines()[:limit]:
-        item = json.loads(line) if line.startswith("{") else {"text": line}
-        text = item.get("text", item.get(field))
-        if not text:
-            raise ValueError(f"{path}: a line has neither 'text' nor {field!r}: {line[:80]!r}")
-        spoken_by = [item["voice"]] if "voice" in item else voices if others is None else [u.voice for u in voiced([text], others)]
-        utterances += [Utterance(text, voice, item.get("rate", rate), item.get("pitch", pitch)) for voice in spoken_by]
-    return list(dict.fromkeys(utterances))
-
-
 def main():
-    parser = argparse.ArgumentParser(description="Synthesise sentences with flite into shards.")
-    parser.add_argument("--texts", required=True, nargs="+", help="files of JSON lines with text/answer and optional voice, rate, pitch; "
-                        "or of plain lines")
-    parser.add_argument("--field", default="answer", help="field to speak where a line has no 'text'")
-    parser.add_argument("--voices", nargs="+", default=list(TRAIN_VOICES), choices=VOICES)
-    parser.add_argument("--others", type=float, help=f"instead of --voices: {MAIN_VOICE} says every text, each other training "
-                        "voice this share of them")
+    parser = argparse.ArgumentParser(description="Synthesise sentences with flite into shards, each by all training voices.")
+    parser.add_argument("--texts", required=True, nargs="+", help="files of JSON lines with an `answer` to speak")
     parser.add_argument("--limit", type=int, help="only the first so many texts of each file")
-    parser.add_argument("--rate", type=float, default=1.0)
-    parser.add_argument("--pitch", type=float, default=1.0)
     parser.add_argument("--out", default="out/nano/speech")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     args = parser.parse_args()
-    files = [read_texts(path, args.field, args.voices, args.rate, args.pitch, args.others, args.limit) for path in args.texts]
-    utterances = list(dict.fromkeys(utterance for file in files for utterance in file))
+    texts = dict.fromkeys(item["answer"] for path in args.texts for item in read_jsonl(path)[:args.limit])
+    utterances = [Utterance(text, voice) for text in texts for voice in TRAIN_VOICES]
     indexes = render(utterances, args.out, args.workers)
     samples = sum(item["samples"] for index in indexes for item in json.loads(index.read_text(encoding="utf-8")))
     print(f"{len(utterances)} utterances, {samples / RATE / 3600:.2f} h of speech in {len(indexes)} shards under {args.out}")

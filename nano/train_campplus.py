@@ -10,8 +10,8 @@
     python -m nano.train_campplus --texts out/nano/corpus/train.jsonl --out model/nano/campplus
 """
 import argparse
+import hashlib
 import json
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,13 +23,11 @@ import torch.nn.functional as F
 import yaml
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from model.audio import fbank  # noqa: E402  (needs the path above)
-from model.checkpoint import load_weights, save_atomic, save_json  # noqa: E402
-from model.encoders import CAMPPlus, _funasr_classes  # noqa: E402
-from model.hardware import fast_bfloat16  # noqa: E402
-from nano.speech import TRAIN_VOICES, synthesise  # noqa: E402
+from model.audio import fbank
+from model.checkpoint import load_weights, save_atomic, save_json
+from model.encoders import CAMPPlus, _funasr_classes
+from model.hardware import fast_bfloat16
+from nano.speech import TRAIN_VOICES, synthesise
 
 MODEL_CONF = dict(feat_dim=80, embedding_size=192, growth_rate=6, bn_size=4, init_channels=32, config_str="batchnorm-relu",
                   memory_efficient=False, output_level="segment")
@@ -98,7 +96,7 @@ def speak(speakers: list[Speaker], texts: list[str], each: int, seed: int, worke
 
 
 def cached_speech(path: Path, make) -> Speech:
-    """`make()`, kept in a file: synthesis takes minutes and only depends on the seed."""
+    """`make()`, kept in a file, whose name says all it depends on: synthesis takes minutes."""
     if not path.exists():
         save_atomic(vars(make()), path)
     return Speech(**load_weights(path))
@@ -138,7 +136,10 @@ def margin_loss(vectors: Tensor, centres: Tensor, speaker: Tensor, margin: float
 
 
 def train(speech: Speech, pool: list[int], args, work: Path):
-    """The trained network in eval mode. Writes a checkpoint now and then and starts from it when there is one."""
+    """The trained network in eval mode. Writes a checkpoint now and then and starts from it when there is one.
+
+    ValueError when that one was made with other settings or another speech.
+    """
     device = torch.device(args.device)
     model_class, = _funasr_classes(("funasr.models.campplus.model", "CAMPPlus"))
     with torch.random.fork_rng(devices=[]):
@@ -149,17 +150,20 @@ def train(speech: Speech, pool: list[int], args, work: Path):
     optimizer = torch.optim.AdamW([*model.parameters(), centres], lr=args.learning_rate, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, total_steps=args.steps, pct_start=0.1)
     generator = torch.Generator().manual_seed(args.seed)
+    settings = {name: getattr(args, name) for name in ("steps", "batch_size", "learning_rate", "seed")}
+    settings["frames"] = len(speech.frames)
     step, checkpoint, seconds = 0, work / "checkpoint.pt", 0.0
     if checkpoint.exists():
         saved = load_weights(checkpoint)
-        if saved["steps"] == args.steps:
-            model.load_state_dict(saved["model"])
-            centres.data.copy_(saved["centres"])
-            optimizer.load_state_dict(saved["optimizer"])
-            schedule.load_state_dict(saved["schedule"])
-            generator.set_state(saved["generator"])
-            step, seconds = saved["step"], saved["seconds"]
-            print(f"going on from step {step}")
+        if saved.get("settings") != settings:
+            raise ValueError(f"{checkpoint} was made with {saved.get('settings')}, not {settings}: give the same, or delete it")
+        model.load_state_dict(saved["model"])
+        centres.data.copy_(saved["centres"])
+        optimizer.load_state_dict(saved["optimizer"])
+        schedule.load_state_dict(saved["schedule"])
+        generator.set_state(saved["generator"])
+        step, seconds = saved["step"], saved["seconds"]
+        print(f"going on from step {step}")
     began, loss_sum, right_sum = time.time() - seconds, 0.0, 0.0
     while step < args.steps:
         frames, speaker = (t.to(device) for t in batch_of(speech, pool, args.batch_size, generator))
@@ -178,7 +182,7 @@ def train(speech: Speech, pool: list[int], args, work: Path):
             loss_sum = right_sum = 0.0
         if step % CHECKPOINT_EVERY == 0:
             save_atomic(dict(model=model.state_dict(), centres=centres.data, optimizer=optimizer.state_dict(), step=step,
-                             schedule=schedule.state_dict(), generator=generator.get_state(), steps=args.steps,
+                             schedule=schedule.state_dict(), generator=generator.get_state(), settings=settings,
                              seconds=time.time() - began), checkpoint)
     return model.eval().float()
 
@@ -249,17 +253,17 @@ def main() -> None:
     parser.add_argument("--learning_rate", type=float, default=4e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--speech_only", action="store_true", help="stop after the filter banks, e.g. to train where there is no flite")
     args = parser.parse_args()
-    work = Path(args.work)
-    seen = cached_speech(work / f"seen_{args.each}_{args.seed}.pt",
-                         lambda: speak(train_speakers(), read_texts(args.texts, args.seed)[0::2], args.each, args.seed))
-    unseen = cached_speech(work / f"unseen_{args.seed}.pt",  # other sentences than any training speaker says
-                           lambda: speak(unseen_speakers(), read_texts(args.texts, args.seed)[1::2], 12, args.seed + 1))
+    if args.each <= HELD_BACK:
+        parser.error(f"--each {args.each} leaves nothing to learn from: the report keeps {HELD_BACK} utterances of each speaker to itself")
+    work, texts = Path(args.work), read_texts(args.texts, args.seed)
+    key = hashlib.sha256("\n".join(texts).encode()).hexdigest()[:8]
+    seen = cached_speech(work / f"seen_{args.each}_{args.seed}_{key}.pt",
+                         lambda: speak(train_speakers(), texts[0::2], args.each, args.seed))
+    unseen = cached_speech(work / f"unseen_{args.seed}_{key}.pt",  # other sentences than any training speaker says
+                           lambda: speak(unseen_speakers(), texts[1::2], 12, args.seed + 1))
     print(f"{len(seen.names)} speakers, {len(seen.speaker)} utterances, {len(seen.frames) / 6000:.0f} min; "
           f"unseen {len(unseen.names)}, {len(unseen.speaker)}, {len(unseen.frames) / 6000:.0f} min")
-    if args.speech_only:
-        return
     held_back = [i for i in range(len(seen.speaker)) if i % args.each < HELD_BACK]
     pool = [i for i in range(len(seen.speaker)) if i % args.each >= HELD_BACK]
     model = train(seen, pool, args, work)

@@ -2,10 +2,10 @@
 
 - A text step costs a quarter of a speech step, so facts, reading, repeating, conversations of several turns (multi_turn.py) and the
   questions about pictures, these told in words (scenes.py), are learnt here before the Talker learns to speak.
-- `--above_bridge` goes on from a model that speaks: only what lies above the bridge is trained, so that the Talker hears what it knows.
 - Rows of similar length are padded together: a talk is ten times as long as a question, and a step takes a third of the time so.
-- Same rows as T2A without codes (model/sequence.py), same weights file format: `llm_<hidden>.pth` holds `model.*` and `lm_head.weight`.
-- Resumable: the checkpoint keeps weights, optimizer, step and random state; the end of a run writes the weights file.
+- Same rows as T2A without codes (model/sequence.py), same weights file format: `llm_<hidden>.pth` holds all of a MiniMind-O, with new
+  projectors and a Talker that begins as the Thinker's last layers.
+- Resumable: the checkpoint keeps weights, optimizers, step and random state; the end of a run writes the weights file.
 
     python -m nano.train_llm --steps 1500
 """
@@ -22,11 +22,11 @@ import torch.nn.functional as F
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
-from model.checkpoint import load_weights, save_atomic, save_json
+from model.checkpoint import load_weights, save_atomic, save_model
 from model.config import IGNORE, OmniConfig
-from model.hardware import keep_freed_memory
+from model.hardware import fast_bfloat16, keep_freed_memory
 from model.model_omni import MiniMindOmni, init_talker_from_thinker
-from model.optimizers import adamw_and_muon
+from model.optimizers import adamw_and_muon, take_step
 from model.sequence import build_training_row, pad_rows, tokenize_turns
 from nano import multi_turn
 from nano.corpus import NO_FACTS, SEED, facts, read_jsonl, write_jsonl
@@ -94,85 +94,86 @@ def learning_rate(step, steps, peak, warmup=WARMUP):
     return peak * min(1.0, (step + 1) / warmup) * (0.1 + 0.45 * (1 + math.cos(math.pi * step / steps)))
 
 
-def main():
+def resume(path, made_with, module, optimizers, device="cpu"):
+    """Loads what a run with the same arguments, `made_with`, saved at `path`, and returns it; None where nothing is."""
+    if not path.exists():
+        return None
+    state = load_weights(path, device)
+    if state.get("made_with") != made_with:
+        raise ValueError(f"{path} was made with {state.get('made_with', 'unknown arguments')}, not with {made_with}: "
+                         "give the same, or another --work")
+    module.load_state_dict(state["weights"])
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    return state
+
+
+def train(model, talks, tokenizer, args):
+    """Trains the Thinker of `model` on `talks`, as conversations gives them; `args` as parse_args gives them."""
+    taught = {kind: learnt for kind, (learnt, _) in talks.items()}
+    unseen = {kind: [text_row(talk, tokenizer, model.config, False) for talk in heldout[:HELD_OUT]] for kind, (_, heldout) in talks.items()}
+    if args.use_compile:
+        model.model.compile(dynamic=True)
+    weights = list(model.model.parameters())  # lm_head is tied to the embedding
+    matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
+    optimizers = adamw_and_muon(weights, matrices, args.learning_rate, betas=(0.9, 0.95))
+    draws, first, curve, checkpoint = torch.Generator().manual_seed(args.seed), 0, [], args.work / "checkpoint.pt"
+    made_with = {name: getattr(args, name) for name in ("steps", "batch_size", "learning_rate", "seed")}
+    if state := resume(checkpoint, made_with, model, optimizers, args.device):
+        draws.set_state(state["random"].cpu())
+        first, curve = state["step"], state["curve"]
+
+    half, bar = args.dtype == "bfloat16", tqdm(range(first, args.steps), initial=first, total=args.steps, desc="llm")
+    for step in bar:
+        loss = 0.0
+        rows = [text_row(talk, tokenizer, model.config, strip) for talk, strip in draw(taught, args.batch_size, draws)]
+        for part_loss in text_losses(model, rows, half):
+            part_loss.backward()
+            loss += part_loss.item()
+        take_step(optimizers, weights, learning_rate(step, args.steps, args.learning_rate))
+        if (step + 1) % args.save_interval == 0 or step + 1 == args.steps:
+            with torch.no_grad():
+                held = {kind: sum(text_losses(model, unseen[kind], half)).item() for kind in unseen}
+            bar.set_postfix(train=f"{loss:.3f}", **{kind: f"{value:.3f}" for kind, value in held.items()})
+            curve.append({"step": step + 1, "train": loss, "heldout": held})
+            save_atomic({"made_with": made_with, "weights": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers],
+                         "random": draws.get_state(), "step": step + 1, "curve": curve}, checkpoint)
+            write_jsonl(curve, args.work / "log.jsonl")
+
+
+def parse_args(argv=None):
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--corpus", default=ROOT / "out/nano/corpus", type=Path)
     parser.add_argument("--tokenizer_dir", default=ROOT / "model/nano")
     parser.add_argument("--out", default=ROOT / "out/nano/pack", type=Path, help="folder of the weights file")
     parser.add_argument("--work", default=ROOT / "out/nano/llm", type=Path, help="checkpoint and loss curve")
-    parser.add_argument("--from_weight", type=Path, help="weights to go on from; the file written then holds all that this one does")
-    parser.add_argument("--above_bridge", type=int, choices=(0, 1), default=0, help="1: train only the layers above the bridge")
-    parser.add_argument("--whole", action="store_true", help="write all of a MiniMind-O: new projectors, and a Talker "
-                        "that begins as the Thinker's last layers")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--learning_rate", type=float, default=2e-3)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument("--device", default=device)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16" if fast_bfloat16(device) else "float32")
     parser.add_argument("--save_interval", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--use_compile", type=int, choices=(0, 1), default=0, help="1: torch.compile, after a minute faster on a CPU, too")
-    args = parser.parse_args()
+    return parser.parse_args(argv)
 
+
+def make_model(args):
+    torch.manual_seed(args.seed)
+    return MiniMindOmni(OmniConfig.preset("nano")).to(args.device).train()
+
+
+def main(argv=None):
+    args = parse_args(argv)
     if args.device == "cpu":
         keep_freed_memory()
-    config = OmniConfig.preset("nano")
-    tokenizer = AutoTokenizer.from_pretrained(str(args.tokenizer_dir))
-    talks = conversations(args.corpus)
-    taught = {kind: train for kind, (train, _) in talks.items()}
-    unseen = {kind: [text_row(talk, tokenizer, config, False) for talk in heldout[:HELD_OUT]] for kind, (_, heldout) in talks.items()}
-    torch.manual_seed(args.seed)
-    model = MiniMindOmni(config).to(args.device).train()
-    if args.from_weight:
-        model.load_state_dict(load_weights(args.from_weight, args.device))
-    weights = [*model.model.parameters()]  # lm_head is tied to the embedding
-    if args.above_bridge:
-        weights = [*model.model.layers[config.bridge_layer + 1:].parameters(), *model.model.norm.parameters()]
-    if args.use_compile:
-        model.model.compile(dynamic=True)
-    model.requires_grad_(False)
-    for weight in weights:
-        weight.requires_grad_(True)
-    matrices = [p for name, p in model.named_parameters() if p.requires_grad and p.ndim == 2 and ".layers." in name]
-    optimizers = adamw_and_muon(weights, matrices, args.learning_rate, betas=(0.9, 0.95))
-    draws, first, curve, checkpoint = torch.Generator().manual_seed(args.seed), 0, [], args.work / "checkpoint.pt"
-    if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=args.device, weights_only=True)
-        model.load_state_dict(state["model"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        draws.set_state(state["random"].cpu())
-        first, curve = state["step"], state["curve"]
-    args.work.mkdir(parents=True, exist_ok=True)
-
-    half, bar = args.dtype == "bfloat16", tqdm(range(first, args.steps), initial=first, total=args.steps, desc="llm")
-    for step in bar:
-        model.zero_grad()
-        train = 0.0
-        rows = [text_row(talk, tokenizer, config, strip) for talk, strip in draw(taught, args.batch_size, draws)]
-        for loss in text_losses(model, rows, half):
-            loss.backward()
-            train += loss.item()
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, args.steps, args.learning_rate)
-            optimizer.step()
-        if (step + 1) % args.save_interval == 0 or step + 1 == args.steps:
-            with torch.no_grad():
-                held = {kind: sum(text_losses(model, unseen[kind], half)).item() for kind in unseen}
-            bar.set_postfix(train=f"{train:.3f}", **{kind: f"{value:.3f}" for kind, value in held.items()})
-            curve.append({"step": step + 1, "train": train, "heldout": held})
-            save_atomic({"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "random": draws.get_state(),
-                         "step": step + 1, "curve": curve}, checkpoint)
-            write_jsonl(curve, args.work / "log.jsonl")
-    if args.whole:
-        init_talker_from_thinker(model)
-    keep = {k: v.half() for k, v in model.state_dict().items() if args.from_weight or args.whole or k.startswith(("model.", "lm_head."))}
-    target = args.out / f"llm_{config.hidden_size}.pth"
-    save_json({"config": config.to_dict()}, target.with_suffix(".json"))
-    save_atomic(keep, target)  # last: whoever sees it finds its sizes beside it
-    print(f"{target}: {sum(v.numel() for v in keep.values()) / 1e6:.2f} M values")
+    model, tokenizer = make_model(args), AutoTokenizer.from_pretrained(str(args.tokenizer_dir))
+    train(model, conversations(args.corpus), tokenizer, args)
+    init_talker_from_thinker(model)
+    target = args.out / f"llm_{model.config.hidden_size}.pth"
+    save_model(model, target)
+    print(f"{target}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M values")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@
 - `joint`: half of a batch is decoded from the encoder's own codes, so encode -> codes -> decode is what improves, too. No gradient goes
   through the quantizer: passed straight through, it drew the encoder away from its latents (error 2.2 to 3.4 %) and gained nothing.
 - `encoder`: the decoder is done, the encoder alone goes on towards the target latents.
-- `adversarial`: as `joint`, with a discriminator. The folder before it is kept as `plain/`, to compare.
 - The whole speech stays on the device as int16; crops, resampling to 24 kHz, speaker variants and gain happen there.
 - Progress is a share of `--minutes` (a GPU loan) or `--steps` (a fixed recipe); either way a killed run continues where it was.
 
@@ -16,18 +15,14 @@
     python -m nano.train_mimi --speech out/nano/speech --out out/nano/codec --batch_size 8 --frames 8 --steps 12000
 """
 import argparse
-import csv
 import json
 import logging
 import math
 import os
 import shutil
-import sys
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import torch.nn.functional as F
@@ -36,14 +31,15 @@ from transformers import EncodecFeatureExtractor, MimiConfig, MimiModel
 
 from model.checkpoint import save_atomic
 from model.hardware import keep_freed_memory
+from nano.curves import read_curve, write_curve
 from nano.mimi_crops import INPUT_RATE, SAMPLE_RATE, draw_crops, read_speech, resampling_kernels
-from nano.mimi_losses import Discriminator, deceive_loss, hinge_loss, match_loss, mel_banks, stft_loss
+from nano.mimi_losses import mel_banks, stft_loss
 from nano.mimi_targets import FRAME_SAMPLES, MAX_HZ, MELS, WINDOW, Analyser, LatentSpace, log_mel_patches, mel_filterbank, \
     quantise, residual_kmeans
 
 NUM_CODEBOOKS = 8
 PROBE_HOP = 120  # samples per step of what the encoder's last strided convolution sees: strides 4, 5 and 6 lie before it
-CURVE = ("step", "minutes", "phase", "lr", "reconstruction", "latent", "probe", "adversarial", "match", "discriminator")
+CURVE = ("step", "minutes", "phase", "lr", "reconstruction", "latent", "probe")
 log = logging.getLogger(__name__)
 
 
@@ -59,10 +55,6 @@ class Options:
     frames: int = 24  # of a crop, 80 ms each
     lr: float = 1.5e-3
     joint_at: float = 0.3  # share of the run at which the decoder starts to hear the encoder's codes
-    adversarial_at: float = 0.55  # 1 = never
-    adversarial_weight: float = 0.05
-    match_weight: float = 0.5
-    judge_width: int = 16  # channels of the discriminator
     latent_weight: float = 1.0  # of the encoder's regression
     encoder_at: float = 1.0  # share at which the decoder is done and the encoder goes on alone, at a third of the cost; 1 = never
     fit_frames: int = 60_000  # 80 minutes
@@ -156,8 +148,9 @@ def set_books(model, books):
 
 
 def save_folder(model, folder):
-    """Write a folder in the released format (config.json, model.safetensors in float16, preprocessor_config.json), atomically.
+    """Write a folder in the released format (config.json, model.safetensors in float16, preprocessor_config.json).
 
+    A folder that is there is deleted when the new one is complete; after a kill in between, the finished run's command writes it again.
     config.json says float32, so that from_pretrained widens the weights; `model` is left as it is.
     """
     folder = Path(folder)
@@ -190,19 +183,14 @@ class Run:
         self.average = MimiModel(mimi_config(options)).to(self.device).requires_grad_(False)
         self.average.load_state_dict(self.model.state_dict())
         self.probe = torch.nn.Linear(8 * options.filters, MELS).to(self.device)  # thrown away after the training
-        self.judge = Discriminator(options.judge_width).to(self.device)
-        self.optimizer = self._adamw([*(p for name, p in self.model.named_parameters() if "acoustic" not in name),
-                                       *self.probe.parameters()])
-        self.judge_optimizer = self._adamw(self.judge.parameters())
+        self.parameters = [*(p for name, p in self.model.named_parameters() if "acoustic" not in name), *self.probe.parameters()]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=options.lr, betas=(0.8, 0.99), weight_decay=1e-3,
+                                           fused=self.device.type == "cuda")
         self.cpu_random = torch.Generator().manual_seed(options.seed)
         self.random = torch.Generator(self.device).manual_seed(options.seed)
         self.banks, self.kernels = mel_banks(self.device), resampling_kernels(self.device)
         self.step, self.seconds, self.phase = 0, 0.0, "start"
         self.space = self.books = None
-
-    def _adamw(self, parameters):
-        return torch.optim.AdamW(parameters, lr=self.options.lr, betas=(0.8, 0.99), weight_decay=1e-3,
-                                 fused=self.device.type == "cuda")
 
     def crops(self):
         """A batch (B, S) of random crops."""
@@ -249,8 +237,8 @@ class Run:
         for model in (self.model, self.average):
             set_books(model, self.books)
 
-    def generator_losses(self, wav, target):
-        """Losses by name and the decoded wav (None: the decoder does not run); what is trained on what depends on the phase."""
+    def losses(self, wav, target):
+        """Losses by name; what is trained on what depends on the phase."""
         emitted, middle = self.encode_latents(self.model, wav)
         losses = {"latent": F.mse_loss(emitted, target)}
         if self.phase == "learn":
@@ -258,76 +246,51 @@ class Run:
                 fine = self.space.fine(wav, PROBE_HOP)
             losses["probe"] = F.mse_loss(self.probe(middle.transpose(1, 2)), fine)
         if self.phase == "encoder":
-            return losses, None
+            return losses
         with torch.no_grad():
             heard, _ = quantise(target, self.books)
         if self.phase != "learn":
             own = len(wav) // 2  # the other half goes on hearing the target codes, which are the ones the Talker speaks
             with torch.no_grad():
                 heard = torch.cat((quantise(emitted[:own], self.books)[0], heard[own:]))
-        fake = self.decode_latents(self.model, heard)
-        losses["reconstruction"] = stft_loss(fake, wav, self.banks)
-        return losses, fake
+        losses["reconstruction"] = stft_loss(self.decode_latents(self.model, heard), wav, self.banks)
+        return losses
 
     def train_step(self, progress):
         """One batch; returns detached scalar losses by name, still on the device."""
         options = self.options
-        rate = learning_rate(progress, options)
-        for optimizer, factor in ((self.optimizer, 1.0), (self.judge_optimizer, 0.5)):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * factor
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(progress, options)
         wav = self.crops()
         with torch.no_grad():
             target = self.space.encode(wav)
-        losses, fake = self.generator_losses(wav, target)
+        losses = self.losses(wav, target)
         weights = {"reconstruction": 1.0, "latent": options.latent_weight, "probe": 1.0}
-        if self.phase == "adversarial":
-            half = len(wav) // 2  # the judge costs more than the codec: half the batch is enough
-            losses["discriminator"] = self._train_judge(fake[:half].detach(), wav[:half])
-            with torch.no_grad():
-                real_maps = self.judge(wav[:half])
-            fake_maps = self.judge(fake[:half])
-            losses |= {"adversarial": deceive_loss(fake_maps), "match": match_loss(fake_maps, real_maps)}
-            weights |= {"adversarial": options.adversarial_weight, "match": options.match_weight}
         self.optimizer.zero_grad(set_to_none=True)
         sum(weight * losses[name] for name, weight in weights.items() if name in losses).backward()
-        torch.nn.utils.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], 1.0)
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         self._update_average()
         self.step += 1
         return {name: value.detach() for name, value in losses.items()}
-
-    def _train_judge(self, fake, real):
-        loss = hinge_loss(self.judge(fake), self.judge(real))
-        self.judge_optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.judge_optimizer.step()
-        return loss
 
     @torch.no_grad()
     def _update_average(self):
         decay = min(0.999, self.step / (self.step + 20))
         torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
 
-    def enter(self, phase, folder):
-        """What has to happen when a phase begins."""
-        log.info("step %d, %.1f min: phase %s", self.step, self.seconds / 60, phase)
-        if phase == "adversarial":
-            save_folder(self.average, folder / "plain")
-        self.phase = phase
-
     def state(self):
-        names = ("model", "average", "probe", "judge", "optimizer", "judge_optimizer")
-        return {**{name: getattr(self, name).state_dict() for name in names}, "options": asdict(self.options), "books": self.books,
-                "space": asdict(self.space), "step": self.step, "seconds": self.seconds, "phase": self.phase,
-                "cpu_random": self.cpu_random.get_state(), "random": self.random.get_state()}
+        return {**{name: getattr(self, name).state_dict() for name in ("model", "average", "probe", "optimizer")},
+                "options": asdict(self.options), "books": self.books, "space": asdict(self.space), "step": self.step,
+                "seconds": self.seconds, "phase": self.phase, "cpu_random": self.cpu_random.get_state(),
+                "random": self.random.get_state()}
 
     def restore(self, state):
         """Continue a saved run; ValueError when it was started with other options."""
         if state["options"] != asdict(self.options):
-            changed = sorted(k for k, v in asdict(self.options).items() if state["options"].get(k) != v)
+            changed = sorted({name for name, _ in state["options"].items() ^ asdict(self.options).items()})
             raise ValueError(f"the checkpoint was made with other options ({', '.join(changed)}): use them, or another --out")
-        for name in ("model", "average", "probe", "judge", "optimizer", "judge_optimizer"):
+        for name in ("model", "average", "probe", "optimizer"):
             getattr(self, name).load_state_dict(state[name])
         self.space = LatentSpace(**{name: value.to(self.device) for name, value in state["space"].items()})
         self.books = state["books"].to(self.device)
@@ -341,9 +304,7 @@ def phase_at(progress, options):
     """Name of the phase at `progress` (0..1) of the run."""
     if progress < options.joint_at:
         return "learn"
-    if progress >= options.encoder_at:
-        return "encoder"
-    return "joint" if progress < options.adversarial_at else "adversarial"
+    return "joint" if progress < options.encoder_at else "encoder"
 
 
 def learning_rate(progress, options):
@@ -355,7 +316,7 @@ def learning_rate(progress, options):
 
 def train(options, speech, out, device="cpu", steps=None, minutes=None, log_interval=50, save_interval=2000, stop_after=None,
           use_compile=False, start_from=None):
-    """Train (or continue) in folder `out`: checkpoint.pt, curve.csv, curve.png, plain/ and mimi/, the codec. Returns the Run.
+    """Train (or continue) in folder `out`: checkpoint.pt, curve.csv, curve.png and mimi/, the codec. Returns the Run.
 
     The run's length is `steps` or, for a lent machine, `minutes` of training in all. `stop_after` ends this call after that many
     steps as a kill would, for tests. `start_from` is a codec folder to begin with instead of random networks.
@@ -378,8 +339,7 @@ def train(options, speech, out, device="cpu", steps=None, minutes=None, log_inte
         if start_from:
             run.start_from(start_from)
         save_atomic(run.state(), checkpoint)
-    rows, last = [], time.perf_counter()
-    _trim_curve(out / "curve.csv", run.step)
+    rows, last = read_curve(out, run.step), time.perf_counter()
     bar = tqdm(total=steps, initial=run.step, unit="it", desc="codec", mininterval=5)
     first = run.step
     while True:
@@ -388,7 +348,8 @@ def train(options, speech, out, device="cpu", steps=None, minutes=None, log_inte
             break
         phase = phase_at(progress, options)
         if phase != run.phase:
-            run.enter(phase, out)
+            log.info("step %d, %.1f min: phase %s", run.step, run.seconds / 60, phase)
+            run.phase = phase
         losses = run.train_step(progress)
         bar.update()
         if run.step % log_interval == 0:
@@ -405,60 +366,14 @@ def train(options, speech, out, device="cpu", steps=None, minutes=None, log_inte
         last = now
         if run.step % save_interval == 0:
             save_atomic(run.state(), checkpoint)
-            rows = _append_curve(out / "curve.csv", rows)
+            write_curve(out, rows, CURVE, "nano codec")
             last = time.perf_counter()  # nor is to write
     bar.close()
     if stop_after is None or progress >= 1:
         save_atomic(run.state(), checkpoint)
-        _append_curve(out / "curve.csv", rows)
+        write_curve(out, rows, CURVE, "nano codec")
         save_folder(run.average, out / "mimi")
-        draw_curve(out / "curve.csv", out / "curve.png")
     return run
-
-
-# the curve
-
-
-def _trim_curve(path, step):
-    """Drop rows after `step`: they belong to work that a kill undid."""
-    if path.exists():
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
-        kept = path.with_name(f"{path.name}.tmp")
-        kept.unlink(missing_ok=True)
-        _append_curve(kept, rows)
-        os.replace(kept, path)
-
-
-def _append_curve(path, rows):
-    """Append rows to the CSV, with its header when new; returns the emptied list."""
-    new = not path.exists()
-    with open(path, "a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, CURVE)
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
-    return []
-
-
-def draw_curve(source, target):
-    """PNG of the curve CSV; without matplotlib (a lent machine) the CSV has to do."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        log.warning("matplotlib is missing, no %s; %s has the numbers", target, source)
-        return
-    with open(source, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    figure = Figure(figsize=(8, 5))
-    axes = figure.subplots()
-    for name in CURVE[4:]:
-        points = [(int(row["step"]), float(row[name])) for row in rows if row[name]]
-        if points:
-            axes.plot(*zip(*points), label=name, linewidth=1)
-    axes.set(xlabel="step", yscale="symlog", title="nano codec")
-    axes.legend()
-    figure.savefig(target, dpi=100)
 
 
 def main():

@@ -1,36 +1,28 @@
 """Train the nano ear: a small SenseVoice encoder (512-d, one vector per 60 ms) with a CTC head that writes down what was said.
 
-- Learns from synthesised questions and answers of nano/corpus.py, nano/multi_turn.py and nano/scenes.py, each sentence by one of the
-  training voices at a random rate and pitch, roughened anew every time it is heard (nano/listening.py).
+- Learns from the spoken questions of nano.build_sets' training sets, each roughened anew every time it is heard (nano/listening.py).
 - Held-out sentences are never trained on, and kal16 is never trained on at all: the report's word error rates are on those.
-- Progress is a share of `--minutes` (a GPU loan) or `--steps` (a fixed recipe); either way a killed run continues where it was, and the
-  speech that was rendered stays.
+- Progress is a share of `--minutes` (a GPU loan) or `--steps` (a fixed recipe); either way a killed run continues where it was.
 - The folder has FunASR's format (config.yaml, model.pt in fp16, am.mvn, bpe.model); the report is measured on it, read back.
 - With `--speller`, a MiniMind-O, the ear also learns to be read: that model's audio projector is trained along, to write the same words in
   the Thinker's own tokens (model/spelling.py). A frozen ear need not tell these tokens apart where its own pieces are others.
 
-    python -m nano.train_sensevoice --render_only --workers 16          # the speech alone, by processor cores
-    python -m nano.train_sensevoice --device cuda --minutes 4
-    python -m nano.train_sensevoice --batch_size 24 --utterances 12000 --steps 4500   # about 50 minutes on two CPU cores
+    python -m nano.train_sensevoice --questions out/nano/data/{a2a,more,multi}_train --batch_size 64 --steps 2000
     python -m nano.train_sensevoice --start_from model/nano/SenseVoiceSmall --questions out/nano/data/a2a_train --minutes 40
     python -m nano.train_sensevoice --start_from model/nano/SenseVoiceSmall --questions out/nano/data/a2a_train --minutes 40 \
         --speller model/nano/sft_omni_256.pth --speller_out out/nano/model/heard_256.pth
 """
 import argparse
-import csv
 import io
 import json
 import logging
 import math
 import os
 import random
-import sys
 import time
 from dataclasses import asdict, dataclass, fields
 from itertools import chain
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -52,7 +44,8 @@ from model.optimizers import adamw_and_muon
 from model.sequence import encode_text, pad_rows
 from model.spelling import spelling_loss
 from nano import listening, multi_turn, scenes
-from nano.corpus import normalise, read_jsonl
+from nano.corpus import SEED, normalise, read_jsonl
+from nano.curves import read_curve, write_curve
 from nano.hearing_report import report
 from nano.speech import RATE, TRAIN_VOICES, UNSEEN_VOICE, Utterance, read_shard, render
 
@@ -61,7 +54,6 @@ FEATURES = 512  # what the audio projector takes
 FRONTEND = dict(fs=RATE, window="hamming", n_mels=listening.NUM_MELS, frame_length=25, frame_shift=10, lfr_m=7, lfr_n=6, dither=0.0,
                 cmvn_file=None)
 NUM_SCENES, NUM_TURNS = 1500, 4000  # sentences about pictures and of conversations
-RATES, PITCHES = (0.8, 1.3), (0.85, 1.2)
 CURVE = ("step", "minutes", "lr", "loss")
 log = logging.getLogger(__name__)
 
@@ -69,14 +61,12 @@ log = logging.getLogger(__name__)
 @dataclass
 class Options:
     """Everything that shapes a run; saved in its checkpoint."""
-    utterances: int = 32000  # training speech: each sentence once, then again in other voices up to this number
     pieces: int = 512  # of the vocabulary
     blocks: int = 2
     last_blocks: int = 1  # SenseVoice's tp_encoders, behind a norm of their own
     heads: int = 8
     inner: int = 128  # width of the feed-forward layers
     kernel: int = 11
-    dropout: float = 0.1
     clean: float = 0.15  # share of the batches that are not roughened ...
     easy: float = 0.15  # ... and in this first share of the run more of them, so that CTC finds the words at all
     batch_size: int = 128
@@ -91,18 +81,18 @@ class Options:
 def sentences(corpus, num_scenes=NUM_SCENES, num_turns=NUM_TURNS, further=()):
     """(training sentences, held-out questions), lists of str without repetition; no training sentence has a held-out one's words.
 
+    Of the talks only last replies are held out: what is asked in them ("Who am I?") is the same in all of them, and to be understood.
     further: files of the corpus whose questions are training sentences, too.
     """
-    rng = random.Random(2026)
+    rng = random.Random(SEED)
     train, heldout = read_jsonl(Path(corpus) / "train.jsonl"), read_jsonl(Path(corpus) / "heldout.jsonl")
     asked = {normalise(item["question"]): item["question"] for item in heldout}
     kept_apart = set(asked) | {normalise(item["answer"]) for item in heldout}
-    turns, other_turns = multi_turn.build(train, heldout, rng)
-    kept_apart |= {normalise(text) for item in other_turns for text in multi_turn.user_turns(item)}
+    turns, _ = multi_turn.build(train, heldout, rng)
     found = [item[key] for item in train for key in ("question", "answer")]
     found += [item["question"] for name in further for item in read_jsonl(Path(corpus) / name)]
     found += rng.sample([text for item in turns for text in multi_turn.user_turns(item)], num_turns)  # many are questions of the corpus
-    picture_rng = np.random.default_rng(2026)
+    picture_rng = np.random.default_rng(SEED)
     for _ in range(num_scenes):
         asked_about = scenes.questions(scenes.draw_scene(picture_rng), picture_rng)
         found += [question for question, _, _ in asked_about]
@@ -110,21 +100,6 @@ def sentences(corpus, num_scenes=NUM_SCENES, num_turns=NUM_TURNS, further=()):
     questions = list(asked.values())
     rng.shuffle(questions)
     return [text for key, text in unique.items() if key not in kept_apart], questions
-
-
-def training_utterances(texts, count, seed):
-    """`count` Utterances (or one of each text, if that is more than asked, a random part of them) in the training voices."""
-    rng = random.Random(seed)
-    order = []
-    while len(order) < count:
-        order += rng.sample(texts, len(texts))
-    found = []
-    for text in order[:count]:
-        plain = rng.random() < 0.25
-        rate = 1.0 if plain else round(rng.uniform(*RATES), 2)
-        pitch = 1.0 if plain or rng.random() < 0.3 else round(rng.uniform(*PITCHES), 2)
-        found.append(Utterance(text, rng.choice(TRAIN_VOICES), rate, pitch))
-    return found
 
 
 def read_questions(folders):
@@ -209,9 +184,9 @@ class Ear(nn.Module):
 
 def encoder_conf(options):
     return dict(output_size=FEATURES, attention_heads=options.heads, linear_units=options.inner, num_blocks=options.blocks,
-                tp_blocks=options.last_blocks, dropout_rate=options.dropout, positional_dropout_rate=options.dropout,
-                attention_dropout_rate=options.dropout, input_layer="pe", pos_enc_class="SinusoidalPositionEncoder",
-                normalize_before=True, kernel_size=options.kernel, sanm_shfit=0, selfattention_layer_type="sanm")
+                tp_blocks=options.last_blocks, dropout_rate=0.0, positional_dropout_rate=0.0, attention_dropout_rate=0.0,
+                input_layer="pe", pos_enc_class="SinusoidalPositionEncoder", normalize_before=True, kernel_size=options.kernel,
+                sanm_shfit=0, selfattention_layer_type="sanm")
 
 
 def save_folder(ear, options, tokenizer, folder):
@@ -259,7 +234,7 @@ class Run:
     """What a run is made of and how far it is; all of it survives in `state.pt`."""
 
     def __init__(self, options, tokenizer, device, start_from=None, speller=None):
-        torch.manual_seed(options.seed)  # initial weights and dropout
+        torch.manual_seed(options.seed)  # initial weights
         self.options, self.device, self.tokenizer = options, device, tokenizer
         self.pieces = sentencepiece.SentencePieceProcessor(model_proto=tokenizer)
         self.model = Ear(options, self.pieces.vocab_size(), speller).to(device)
@@ -370,7 +345,7 @@ def train(options, speech, tokenizer, work, device, steps=None, minutes=None, lo
         run.normalise(speech)
     labels = [run.pieces.encode(normalise(utterance.text)) for utterance in speech.utterances]
     words = speller and [torch.tensor(encode_text(thinker_tokenizer, utterance.text)) for utterance in speech.utterances]
-    curve, first = read_curve(work / "curve.csv", run.step), run.step
+    curve, first = read_curve(work, run.step), run.step
 
     def progress():
         return run.step / steps if steps else run.seconds / (60 * minutes)
@@ -392,59 +367,23 @@ def train(options, speech, tokenizer, work, device, steps=None, minutes=None, lo
             return run
         if progress() >= 1 or last - saved > save_interval:
             run.save(state)
-            write_curve(curve, work)
+            write_curve(work, curve, CURVE, "nano ear: CTC loss per piece in nats")
             saved = last = time.monotonic()  # writing is not training
     bar.close()
     return run
 
 
-def read_curve(path, step):
-    """Rows of a curve up to `step`; later ones belong to work that a kill undid."""
-    if not path.exists():
-        return []
-    with open(path, newline="", encoding="utf-8") as file:
-        return [row for row in csv.DictReader(file) if int(row["step"]) <= step]
-
-
-def write_curve(rows, work):
-    """curve.csv and curve.png in `work`, each replaced as a whole; without matplotlib (a lent machine) the CSV has to do."""
-    temporary = work / "curve.csv.tmp"
-    with open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, CURVE)
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(temporary, work / "curve.csv")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return
-    figure = Figure(figsize=(7, 4))
-    axes = figure.subplots()
-    axes.plot([int(row["step"]) for row in rows], [float(row["loss"]) for row in rows], linewidth=1)
-    axes.set(xlabel="step", ylabel="CTC loss per piece (nats)", yscale="log", title="nano ear")
-    figure.savefig(work / "curve.png", dpi=100)
-
-
 # the command
-
-
-def render_all(args, options):
-    """Make whatever speech is missing: (training shard indexes, held-out shard indexes, training sentences)."""
-    texts, questions = sentences(args.corpus)
-    heldout = [Utterance(text, voice) for text in questions[:args.clips] for voice in (*TRAIN_VOICES, UNSEEN_VOICE)]
-    spoken = [] if args.questions else training_utterances(texts, options.utterances, options.seed)
-    return render(spoken, args.speech, args.workers), render(heldout, args.speech, args.workers), texts
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--corpus", default="out/nano/corpus")
-    parser.add_argument("--speech", default="out/nano/speech_heard", help="shards of synthesised speech; what is missing is rendered")
-    parser.add_argument("--render_only", action="store_true", help="stop when the speech is there")
+    parser.add_argument("--speech", default="out/nano/speech_heard", help="held-out clips of the report; what is missing is rendered")
     parser.add_argument("--out", default=f"model/nano/{FOLDER}")
     parser.add_argument("--work", default="out/nano/sensevoice", help="checkpoint, curve and report")
-    parser.add_argument("--start_from", help="go on from the ear in this folder, whose vocabulary stays; needs --questions")
-    parser.add_argument("--questions", nargs="+", help="learn from the spoken questions of these training sets of nano.build_sets instead")
+    parser.add_argument("--start_from", help="go on from the ear in this folder, whose vocabulary stays")
+    parser.add_argument("--questions", nargs="+", required=True, help="training sets of nano.build_sets, to learn from what is asked")
     parser.add_argument("--speller", help="weights of a MiniMind-O: its audio projector learns along, so its Thinker can read this ear")
     parser.add_argument("--speller_out", help="where these weights go with the projector that was learnt")
     parser.add_argument("--tokenizer_dir", default="model/nano", help="the Thinker's")
@@ -463,15 +402,13 @@ def main():
     if args.device == "cpu":
         keep_freed_memory()
     options = Options(**{option.name: getattr(args, option.name) for option in fields(Options)})
-    if args.start_from and not args.questions:
-        parser.error("--start_from needs --questions: what the ear in that folder is to hear now")
     if bool(args.speller) != bool(args.speller_out):
         parser.error("--speller and --speller_out go together: the model whose projector is trained, and where it then goes")
-    indexes, heldout, texts = render_all(args, options)
-    if args.render_only:
-        return
+    texts, questions = sentences(args.corpus)
+    clips = [Utterance(text, voice) for text in questions[:args.clips] for voice in (*TRAIN_VOICES, UNSEEN_VOICE)]
+    heldout = render(clips, args.speech, args.workers)
     tokenizer = (Path(args.start_from) / "bpe.model").read_bytes() if args.start_from else train_tokenizer(texts, options.pieces)
-    speech = Speech(read_questions(args.questions) if args.questions else chain.from_iterable(map(read_shard, indexes)), args.device)
+    speech = Speech(read_questions(args.questions), args.device)
     print(f"{len(speech)} utterances, {len(speech.samples) / RATE / 3600:.1f} h of speech on {args.device}")
     run = train(options, speech, tokenizer, args.work, args.device, args.steps, args.minutes, start_from=args.start_from,
                 speller=args.speller, thinker_tokenizer=AutoTokenizer.from_pretrained(args.tokenizer_dir) if args.speller else None)

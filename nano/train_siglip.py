@@ -21,8 +21,6 @@ from collections import Counter
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -83,13 +81,12 @@ def patch_targets(scene, boxes):
     """
     edges = np.arange(GRID) * PATCH
     covered = np.zeros((len(boxes), GRID, GRID), np.float32)
-    owner = np.zeros((GRID, GRID), np.int64)  # 1 + thing
     for i, (x, y, half) in enumerate(boxes):
         inner = half * 0.85  # few things fill the corners of their box
         across = np.clip(np.minimum(edges + PATCH, x + inner) - np.maximum(edges, x - inner), 0, None)
         down = np.clip(np.minimum(edges + PATCH, y + inner) - np.maximum(edges, y - inner), 0, None)
         covered[i] = down[:, None] * across[None] / PATCH ** 2
-    owner = np.where(covered.max(0) >= 0.2, covered.argmax(0) + 1, 0)
+    owner = np.where(covered.max(0) >= 0.2, covered.argmax(0) + 1, 0)  # 1 + thing
     center = np.zeros((GRID, GRID), np.int64)
     for i, (x, y, _) in enumerate(boxes):
         owner[int(y // PATCH), int(x // PATCH)] = i + 1

@@ -6,13 +6,15 @@
 - Here the target of a turn's bridge states, within a talk of up to TURNS, are those that the layers as they were give it alone (a
   distillation of their own short contexts; Hinton et al. 2015). Rotary positions are relative, so both can be the same.
 - What was asked earlier in a talk is still there: the layers above the bridge see all of its turns.
-- Turns are rows of the text, spoken and pictured sets; embeddings, projectors, Talker and the layers above stay as they are.
+- Turns are rows of any sets. trainer/train_nano.sh gives it text and spoken ones: when it runs, the eyes are not there yet.
+- Embeddings, projectors, Talker and the layers above stay as they are.
 - Resumable: the checkpoint keeps weights, optimizers and step, and the talks of a step depend on that and the seed alone.
 
-    python -m nano.train_turns --from_weight out/nano/model/hear_256.pth --out out/nano/model/turns_256.pth --steps 1200
+    python -m nano.train_turns --from_weight out/nano/model/ears_256.pth --out out/nano/model/turns_256.pth --steps 1200
 """
 import argparse
 import copy
+import hashlib
 import random
 import sys
 from pathlib import Path
@@ -30,9 +32,9 @@ from model.config import OmniConfig
 from model.encoders import SenseVoice, SigLIP2, sensevoice_frames
 from model.hardware import fast_bfloat16, keep_freed_memory
 from model.model_omni import MiniMindOmni
-from model.optimizers import adamw_and_muon
+from model.optimizers import adamw_and_muon, take_step
 from nano.corpus import write_jsonl
-from nano.train_llm import learning_rate
+from nano.train_llm import learning_rate, resume
 
 TURNS = 8  # of a talk, at most
 MAX_LENGTH = 256  # of a turn
@@ -101,8 +103,13 @@ def report(student, teacher, turns, half, seed):
     return {depth: round(distance / max(length, 1e-9), 4) for depth, (distance, length) in sums.items()}
 
 
+def digest(model):
+    """Of all its weights: a run that starts from others is another run, whatever their file is called."""
+    return hashlib.blake2b(b"".join(p.detach().numpy().tobytes() for p in model.parameters()), digest_size=8).hexdigest()
+
+
 def train(model, turns, args):
-    """Trains model.model's layers up to the bridge; `args` as of main."""
+    """Trains model.model's layers up to the bridge; `args` as parse_args gives them."""
     teacher, half = copy.deepcopy(model.model).requires_grad_(False), args.dtype == "bfloat16"
     if args.use_compile:
         for thinker in (model.model, teacher):
@@ -111,13 +118,10 @@ def train(model, turns, args):
     weights = list(layers.parameters())
     optimizers = adamw_and_muon(weights, [p for p in weights if p.ndim == 2], args.learning_rate)
     first, curve, checkpoint = 0, [], args.work / "checkpoint.pt"
-    if checkpoint.exists():
-        state = load_weights(checkpoint)
-        layers.load_state_dict(state["layers"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+    made_with = {name: getattr(args, name) for name in ("turns", "steps", "batch_size", "learning_rate", "seed")}
+    made_with |= {"data": [Path(path).name for path in args.data_path], "weights": digest(model)}
+    if state := resume(checkpoint, made_with, layers, optimizers):
         first, curve = state["step"], state["curve"]
-    args.work.mkdir(parents=True, exist_ok=True)
     print("distance by turns before:", report(model.model, teacher, turns, half, args.seed))
     for step in (bar := tqdm(range(first, args.steps), initial=first, total=args.steps, desc="turns apart", mininterval=5)):
         talks = sorted(draw(turns, args.batch_size, random.Random(f"{args.seed} {step}")), key=positions)
@@ -128,23 +132,18 @@ def train(model, turns, args):
             part_loss = share * distance[depth >= 0].sum() / length[depth >= 0].sum()
             part_loss.backward()
             loss += part_loss.item()
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, args.steps, args.learning_rate, WARMUP)
-            optimizer.step()
-            optimizer.zero_grad()
+        take_step(optimizers, weights, learning_rate(step, args.steps, args.learning_rate, WARMUP))
         bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
         if (step + 1) % args.save_interval == 0 or step + 1 == args.steps:
             found = report(model.model, teacher, turns, half, args.seed)
             curve.append({"step": step + 1, "loss": loss, "distance": {str(depth): share for depth, share in found.items()}})
-            save_atomic({"layers": layers.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": step + 1,
-                         "curve": curve}, checkpoint)
+            save_atomic({"made_with": made_with, "weights": layers.state_dict(), "optimizers": [o.state_dict() for o in optimizers],
+                         "step": step + 1, "curve": curve}, checkpoint)
             write_jsonl(curve, args.work / "log.jsonl")
     print("distance by turns before:", report(model.model, teacher, turns, half, args.seed))
 
 
-def main(argv=None):
+def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--from_weight", type=Path, required=True, help="weights of the nano model, projectors included")
     parser.add_argument("--out", type=Path, required=True, help="where they go, with the layers that were learnt")
@@ -160,7 +159,11 @@ def main(argv=None):
     parser.add_argument("--save_interval", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--use_compile", type=int, choices=(0, 1), default=0, help="1: torch.compile, after a minute faster on a CPU, too")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
     keep_freed_memory()
     model = MiniMindOmni(OmniConfig.preset("nano")).requires_grad_(False)
     load_strict(model, load_weights(args.from_weight))

@@ -31,7 +31,7 @@ def unit_ends(text, phones):
     """Where each word and each pause ends: a list of (seconds, is a pause).
 
     `phones` are (name, end in seconds) of the whole text. Where flite reads a word otherwise than alone ("Elizabeth I" is "the first"),
-    the phones do not add up, and all between two pauses counts as one word.
+    the phones do not add up, and no word of the text is found: all from one pause to the end of the next counts as a pause.
     """
     counts = [word_phones(word) for word in re.findall(WORD, text)]
     if sum(counts) != sum(name != PAUSE for name, _ in phones):

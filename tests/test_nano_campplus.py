@@ -78,6 +78,8 @@ def test_training_resumes_exactly_and_the_folder_loads(speech, tmp_path, monkeyp
         campplus.train(speech, list(range(12)), args, tmp_path / "cut")
     resumed = campplus.train(speech, list(range(12)), args, tmp_path / "cut")
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values()))
+    with pytest.raises(ValueError, match="checkpoint.pt was made with .*delete it"):
+        campplus.train(speech, list(range(12)), argparse.Namespace(**{**vars(args), "learning_rate": 2e-3}), tmp_path / "cut")
     campplus.save_folder(resumed, tmp_path / "folder")
     loaded = CAMPPlus.load(tmp_path / "folder")
     frames = torch.randn(1, 100, 80, generator=torch.Generator().manual_seed(0))
@@ -85,3 +87,10 @@ def test_training_resumes_exactly_and_the_folder_loads(speech, tmp_path, monkeyp
         assert torch.allclose(loaded.model(frames), resumed.half().float()(frames), atol=1e-5)  # the folder is fp16
     vectors = campplus.embed(loaded.model, speech, [0, 1, 5])
     assert vectors.shape == (3, 192) and torch.allclose(vectors.norm(dim=1), torch.ones(3))
+
+
+def test_too_few_utterances_of_a_speaker_are_refused(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["train_campplus", "--each", str(campplus.HELD_BACK)])
+    with pytest.raises(SystemExit):
+        campplus.main()
+    assert "--each 4 leaves nothing to learn from" in capsys.readouterr().err

@@ -22,10 +22,11 @@ from model.model_omni import MiniMindOmni
 from model.sequence import encode_text, pad_rows
 from model.spelling import spelling_loss
 from nano import corpus, hearing_report, listening, multi_turn, train_sensevoice
+from nano.curves import read_curve
 from nano.speech import RATE, TRAIN_VOICES, Utterance, read_shard
 from tiny_training import make_tokenizer
 
-TINY = dict(utterances=12, pieces=40, blocks=1, last_blocks=1, heads=2, inner=16, dropout=0.0, batch_size=4)
+TINY = dict(pieces=40, blocks=1, last_blocks=1, heads=2, inner=16, batch_size=4)
 SENTENCES = ("one two three", "four five", "six seven eight nine", "ten eleven")
 
 
@@ -171,7 +172,8 @@ def test_a_killed_run_continues_as_if_nothing_had_happened(speech, tmp_path):
 def test_the_ear_learns(speech, tmp_path):
     tokenizer = train_sensevoice.train_tokenizer(SENTENCES, 40)
     run = train_sensevoice.train(options(clean=1.0, lr=1e-3), speech, tokenizer, tmp_path, "cpu", steps=40, log_interval=1)
-    losses = [float(row["loss"]) for row in train_sensevoice.read_curve(tmp_path / "curve.csv", run.step)]
+    losses = [float(row["loss"]) for row in read_curve(tmp_path, run.step)]
+    assert (tmp_path / "curve.png").stat().st_size > 1000
     assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:3])
 
 
@@ -262,8 +264,6 @@ def test_nothing_held_out_is_heard_in_training(pairs, tmp_path):
     heard = {corpus.normalise(text) for text in train}
     assert len(asked) >= 60 and len(heard) == len(train) > 10_000 and not asked & heard
     assert not {corpus.normalise(item["answer"]) for item in pairs[1]} & heard
-    spoken = train_sensevoice.training_utterances(train, 500, 0)
-    assert {u.voice for u in spoken} == set(TRAIN_VOICES) and len({u.text for u in spoken}) == 500
 
 
 # conversations

@@ -23,40 +23,52 @@ def run(tmp_path, monkeypatch):
     talks = [train_llm.exchange(item["question"], item["answer"]) for item in ITEMS]
     monkeypatch.setattr(train_llm, "conversations", lambda corpus: {kind: (talks, talks) for kind in train_llm.SHARES})
 
-    def call(steps, *more):
-        folders = [f"--{name}={tmp_path / name}" for name in ("corpus", "out", "work")]
-        monkeypatch.setattr("sys.argv", ["train_llm", *folders, f"--steps={steps}", "--batch_size=6", "--save_interval=5",
-                                         "--device=cpu", "--dtype=float32", "--learning_rate=2e-2", *more])
-        train_llm.main()
-        log = [json.loads(line) for line in (tmp_path / "work" / "log.jsonl").read_text().splitlines()]
-        return log, load_weights(tmp_path / "out" / "llm_32.pth")
+    counted, take_step = [], train_llm.take_step
+    monkeypatch.setattr(train_llm, "take_step", lambda *inputs: counted.append(1) or take_step(*inputs))
+
+    def call(steps, *more, work="work"):
+        """Trains: (how many steps that took, the log, the weights as the checkpoint keeps them)."""
+        counted.clear()
+        train_llm.main([f"--corpus={tmp_path / 'corpus'}", f"--out={tmp_path / 'out'}", f"--work={tmp_path / work}", f"--steps={steps}",
+                        "--batch_size=6", "--save_interval=5", "--device=cpu", "--dtype=float32", "--learning_rate=2e-2", *more])
+        log = [json.loads(line) for line in (tmp_path / work / "log.jsonl").read_text().splitlines()]
+        return len(counted), log, load_weights(tmp_path / work / "checkpoint.pt")["weights"]
     return call
 
 
-def test_loss_falls_and_a_run_goes_on(run):
-    log, _ = run(10)
-    assert [row["step"] for row in log] == [5, 10]
-    log, weights = run(40)
-    assert [row["step"] for row in log] == [5, 10, 15, 20, 25, 30, 35, 40]
+def test_loss_falls_and_a_run_goes_on_where_it_was(run, monkeypatch):
+    steps, log, whole = run(40)
+    assert steps == 40 and [row["step"] for row in log] == [5, 10, 15, 20, 25, 30, 35, 40]
     assert log[-1]["heldout"]["pairs"] < 0.7 * log[0]["heldout"]["pairs"]
-    assert all(name.startswith(("model.", "lm_head.")) for name in weights)
+    save_atomic = train_llm.save_atomic
+
+    def save_then_die(*saved):
+        save_atomic(*saved)
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        patch.setattr(train_llm, "save_atomic", save_then_die)
+        run(40, work="cut")
+    steps, again, resumed = run(40, work="cut")
+    assert steps == 35 and again == log
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
 
 
-def test_above_the_bridge_only_what_the_talker_does_not_hear_changes(run, tmp_path):
-    torch.manual_seed(0)
-    model = MiniMindOmni(OmniConfig.preset("nano"))
-    torch.save(model.state_dict(), tmp_path / "speaks.pth")
-    _, weights = run(5, f"--from_weight={tmp_path / 'speaks.pth'}", "--above_bridge=1")
-    before, first = model.state_dict(), model.config.bridge_layer + 1
-    changed = {name for name in before if not torch.equal(before[name].half(), weights[name])}
-    assert weights.keys() == before.keys()
-    assert changed and all(name.startswith("model.norm") or int(name.split(".")[2]) >= first for name in changed)
+def test_a_run_does_not_go_on_from_another_ones_checkpoint(run, tmp_path):
+    run(5)
+    for other in ("--seed=1", "--learning_rate=1e-2", "--batch_size=4", "--steps=6"):
+        with pytest.raises(ValueError, match="checkpoint.pt was made with .* another --work"):
+            run(5, other)
+    torch.save({"model": {}, "step": 5}, tmp_path / "work" / "checkpoint.pt")
+    with pytest.raises(ValueError, match="made with unknown arguments"):
+        run(5)
 
 
-def test_a_whole_model_has_a_talker_that_begins_as_the_thinkers_last_layers(run):
-    _, weights = run(5, "--whole")
-    model = MiniMindOmni(OmniConfig.preset("nano"))
-    model.load_state_dict(weights)
+def test_what_is_written_is_a_whole_model_whose_talker_begins_as_the_thinkers_last_layers(run, tmp_path):
+    _, _, learnt = run(5)
+    weights = load_weights(tmp_path / "out" / "llm_32.pth")
+    MiniMindOmni(OmniConfig.preset("nano")).load_state_dict(weights)
+    assert all(torch.equal(value.half(), weights[name]) for name, value in learnt.items() if not name.startswith("talker.layers."))
     copied = {name: value for name, value in weights.items() if name.startswith("talker.layers.0.")}
     assert copied
     for name, value in copied.items():

@@ -17,7 +17,7 @@ from dataset.parquet_rows import ParquetRows
 from engine.voices import load_voices
 from model.audio import read_audio
 from model.config import SAMPLE_RATE, OmniConfig
-from nano import build_sets, corpus, foreign, lend_speech, multi_turn, voices, write_down
+from nano import build_sets, corpus, foreign, lend_speech, multi_turn, scenes, voices, write_down
 from nano.speech import RATE, TRAIN_VOICES, Utterance, synthesise, synthesise_timed, voiced
 from nano.word_grid import GridCodec
 
@@ -92,6 +92,34 @@ def test_sets_are_planned_built_and_valid(tmp_path):
     assert len(row["answer_audios"][0]) / 8 == pytest.approx(grid_frames(text), abs=1)  # but for the last pause
     letters = row["answer_letters"][0]
     assert len(letters) == len(row["answer_audios"][0]) / 8 and letters == sorted(letters) and letters[-1] <= len(text.replace(" ", ""))
+
+
+def test_a_picture_that_is_there_is_the_one_that_is_asked_about(tmp_path, monkeypatch):
+    """Painted once; another seed's and another scenes.py's are other files."""
+    first, other = (build_sets.painted(scenes.plan(3, 1, False, seed), tmp_path, False, seed) for seed in (1, 2))
+    assert {path.read_bytes() for path in first.values()} == {scenes.paint(1, False, number) for number in first}
+    assert other.keys() == first.keys() == {0, 1, 2} and not {*other.values()} & {*first.values()}
+    first[0].write_bytes(b"kept")
+    again = build_sets.painted(scenes.plan(3, 1, False, 1), tmp_path, False, 1)
+    assert again == first and first[0].read_bytes() == b"kept"
+    edited = tmp_path / "scenes.py"
+    edited.write_text(Path(scenes.__file__).read_text() + "# edited\n")
+    monkeypatch.setattr(scenes, "__file__", str(edited))
+    assert not {*build_sets.painted(scenes.plan(3, 1, False, 1), tmp_path, False, 1).values()} & {*first.values()}
+
+
+def test_the_seed_does_not_decide_which_replies_of_talks_are_held_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(build_sets, "recorded", lambda asked, *how: asked)  # says nothing
+    train, heldout = corpus.build()
+    for name, items in (("train", train), ("heldout", heldout), ("sentences", [])):
+        corpus.write_jsonl(items, tmp_path / f"{name}.jsonl")
+    first, other = (build_sets.plan_sets(build_sets.parse_args(["multi", "--corpus", str(tmp_path), "--out", str(tmp_path / seed), "--seed",
+                                                                seed, "--conversations", "40", "--limit", "8", "--workers", "1"]))
+                    for seed in ("1", "2"))
+    asked = [[[message["content"] for message in line["conversations"]] for line in found["multi_unseen"]] for found in (first, other)]
+    assert sorted(asked[0]) == sorted(asked[1])
+    asked_by = [sorted(line["conversations"][-2]["voice"] for line in found["multi_train"]) for found in (first, other)]
+    assert asked_by[0] != asked_by[1]
 
 
 @needs_flite
@@ -196,6 +224,8 @@ def test_prompts_borrow_the_speech_of_the_same_reply(tmp_path, capsys):
         assert not row.question_audios or [bool(sound) for sound in row.question_audios] == [False] * (replies - 2) + [True] * 2
         assert len(row.images) == row.messages[-2]["content"].count("<image>")
     assert len(lengths) > 4 and sum(len(row.images) for row in rows) == 1
+    assert lend_speech.main([*command[:-1], "100", "--out", str(tmp_path / "all")]) == 0  # more talks than rows are all of them
+    assert len(ParquetRows(tmp_path / "all" / "lent.parquet", num_codes=2048, spk_size=192)) == 39 + 4
     pq.write_table(pa.Table.from_pylist(prompts[2:3], schema=SCHEMA), tmp_path / "prompts" / "shard.parquet")
     assert lend_speech.main([*command, "--out", str(tmp_path / "none")]) == 2 and "no reply of" in capsys.readouterr().err
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from model.optimizers import Muon, adamw_and_muon, orthogonalise
+from model.optimizers import Muon, adamw_and_muon, orthogonalise, take_step
 
 
 def matrices(seed=0):
@@ -51,3 +51,12 @@ def test_every_parameter_has_one_optimizer_and_both_continue_from_their_state():
     assert torch.equal(twin, net[0].weight)
     with pytest.raises(ValueError, match="two dimensions"):
         Muon([net[0].bias], 0.1)
+
+
+def test_a_step_is_clipped_at_its_rate_and_leaves_no_gradient():
+    """A single value, so that SGD's step is rate times gradient; that an optimizer is missing does not matter."""
+    for gradient, step in ((4.0, 0.1), (0.5, 0.05)):
+        weight = nn.Parameter(torch.zeros(1))
+        weight.grad = torch.full((1,), gradient)
+        take_step((torch.optim.SGD([weight], lr=9.0), None), [weight], 0.1)
+        assert weight.item() == pytest.approx(-step, rel=1e-4) and weight.grad is None

@@ -18,14 +18,14 @@ CORES=${CORES:-$(nproc)}
 COMPILE=${COMPILE:-1}                     # halves the time of a step, on a CPU too
 DTYPE=${DTYPE:-$($PYTHON -c "from model.hardware import fast_bfloat16; print('bfloat16' if fast_bfloat16('$DEVICE') else 'float32')")}
 # Codec and eyes learn, and the Talker's replies are spoken, on one core beside the steps before the Thinker's.
-CODEC_SIZE=${CODEC_SIZE:---adversarial_at 1 --batch_size 4 --frames 16 --fit_frames 50000 --threads 1 --use_compile $COMPILE}
+CODEC_SIZE=${CODEC_SIZE:---batch_size 4 --frames 16 --fit_frames 50000 --threads 1 --use_compile $COMPILE}
 CODEC_LENGTH=${CODEC_LENGTH:---minutes 75 --joint_at 0.36 --encoder_at 0.75}
 CODEC_TUNE=${CODEC_TUNE:---minutes 30 --joint_at 0 --lr 1e-3 --batch_size 8}
 CODEC_CLIPS=${CODEC_CLIPS:-1800}          # sentences of the corpus that it learns from, by all three voices
 SPEAKERS=${SPEAKERS:---steps 1000}
 LLM_STEPS=${LLM_STEPS:-1300}
 EYES=${EYES:---steps 1600 --batch_size 64 --questions 2 --lr 2e-3}
-EARS=${EARS:---steps 2000 --batch_size 64 --clean 0.4 --dropout 0 --clips 100}
+EARS=${EARS:---steps 2000 --batch_size 64 --clean 0.4 --clips 100}
 TURNS=${TURNS:---steps 800}
 THINK_STEPS=${THINK_STEPS:-3600}
 TALK_STEPS=${TALK_STEPS:-3200}
@@ -143,7 +143,7 @@ examples() {
 ears() {  # with them the Thinker's audio projector learns to spell what they hear
     # shellcheck disable=SC2086
     $PYTHON -m nano.train_sensevoice --corpus "$WORK/corpus" --device "$DEVICE" --speech "$WORK/speech_heard" --work "$WORK/sensevoice" \
-        --out "$WORK/sensevoice/SenseVoiceSmall" --questions "$WORK"/data/{a2a,more}_train \
+        --out "$WORK/sensevoice/SenseVoiceSmall" --questions "$WORK"/data/{a2a,more,multi}_train \
         --speller "$WORK/model/llm_256.pth" --speller_out "$WORK/model/ears_256.pth" --tokenizer_dir "$PACK" $EARS
     $PYTHON -m nano.train_language --corpus "$WORK/corpus" --ear "$WORK/sensevoice/SenseVoiceSmall"
     ship "$WORK/sensevoice/SenseVoiceSmall" "$PACK/SenseVoiceSmall"
@@ -211,7 +211,7 @@ step speakers  "$PACK/campplus/configuration.json" $PYTHON -m nano.train_campplu
 step voices    "$PACK/voices.pt"               $PYTHON -m nano.voices --codec "$WORK/codec/targets.pt" \
     --speaker_encoder "$PACK/campplus" --out "$PACK/voices.pt" --device "$DEVICE"
 step llm       "$WORK/model/llm_256.pth"       $PYTHON -m nano.train_llm --corpus "$WORK/corpus" --tokenizer_dir "$PACK" \
-    --out "$WORK/model" --work "$WORK/llm" --steps "$LLM_STEPS" --whole --device "$DEVICE" --dtype "$DTYPE" \
+    --out "$WORK/model" --work "$WORK/llm" --steps "$LLM_STEPS" --device "$DEVICE" --dtype "$DTYPE" \
     --use_compile "$COMPILE"
 # conversations with spoken questions and pictures; the replies are text alone, until lend_speech
 unspoken=(--unspoken --speaker_encoder none)
