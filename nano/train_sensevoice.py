@@ -40,7 +40,7 @@ from model.checkpoint import load_model, load_weights, read_sidecar, save_atomic
 from model.config import IGNORE
 from model.encoders import SenseVoice, _funasr_classes
 from model.hardware import fast_bfloat16, keep_freed_memory
-from model.optimizers import adamw_and_muon
+from model.optimizers import adamw_and_muon, take_step
 from model.sequence import encode_text, pad_rows
 from model.spelling import spelling_loss
 from nano import listening, multi_turn, scenes
@@ -299,8 +299,6 @@ def train_step(run, speech, labels, progress, words=None):
     words: what each utterance says in the Thinker's tokens, for a run with a speller; its loss is then added to the one that is returned.
     """
     options = run.options
-    for group in (*run.muon.param_groups, *run.adamw.param_groups):
-        group["lr"] = learning_rate(options, progress)
     rows = speech.draw(options.batch_size, run.draws)
     clean = float(torch.rand((), generator=run.draws)) < max(options.clean, 1 - progress / options.easy)
     stacked, lens = run.hear(speech, rows, clean)
@@ -316,11 +314,8 @@ def train_step(run, speech, labels, progress, words=None):
     if words:
         spoken = pad_rows([words[row] for row in rows.tolist()], IGNORE).to(run.device)
         loss = loss + spelling_loss(vectors, lens, spoken, run.model.embeddings, run.model.blank)
-    run.model.zero_grad(set_to_none=True)
     loss.backward()
-    nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
-    run.muon.step()
-    run.adamw.step()
+    take_step((run.muon, run.adamw), run.model.parameters(), learning_rate(options, progress))
     run.step += 1
     with torch.no_grad():
         torch._foreach_lerp_(list(run.average.parameters()), list(run.model.parameters()), 1 - min(0.999, run.step / (run.step + 20)))

@@ -32,7 +32,7 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from model.checkpoint import load_weights, save_atomic, save_json
 from model.hardware import fast_bfloat16, keep_freed_memory
-from model.optimizers import adamw_and_muon
+from model.optimizers import adamw_and_muon, take_step
 from nano.scenes import COLORS, GRID, KINDS, PATCH, QUESTION_KINDS, QUESTION_WORDS, SCENE_WORDS, SIZE, draw, draw_scene, questions
 
 FOLDER = "siglip2-base-p32-256-ve"  # the released name: what the loader looks for in a pack
@@ -244,17 +244,11 @@ def learning_rate(options, progress):
 def train_step(run, batch, progress):
     """One optimizer step; returns (patch loss, word loss) as tensors, so that nobody has to wait for them."""
     generator = torch.Generator(run.device).manual_seed(run.options.seed * 1_000_003 + run.step)
-    for group in (*run.adamw.param_groups, *run.muon.param_groups):
-        group["lr"] = learning_rate(run.options, progress)
     with torch.autocast(run.device.split(":")[0], torch.bfloat16, enabled=fast_bfloat16(run.device)):
         tokens = run.model(to_pixels(batch["image"], generator)).last_hidden_state
         patch, words = losses(tokens, run.heads, batch)
-    run.adamw.zero_grad()
-    run.muon.zero_grad()
     (run.options.patch_weight * patch + words).backward()
-    nn.utils.clip_grad_norm_(run.parameters, 1.0)
-    run.adamw.step()
-    run.muon.step()
+    take_step((run.adamw, run.muon), run.parameters, learning_rate(run.options, progress))
     return patch.detach(), words.detach()
 
 

@@ -16,10 +16,7 @@ import argparse
 import copy
 import hashlib
 import random
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
