@@ -27,8 +27,8 @@ LLM_STEPS=${LLM_STEPS:-1300}
 EYES=${EYES:---steps 1600 --batch_size 64 --questions 2 --lr 2e-3}
 EARS=${EARS:---steps 2000 --batch_size 64 --clean 0.4 --clips 100}
 TURNS=${TURNS:---steps 800}
-THINK_STEPS=${THINK_STEPS:-3600}
-TALK_STEPS=${TALK_STEPS:-3200}
+THINK_STEPS=${THINK_STEPS:-2400}
+TALK_STEPS=${TALK_STEPS:-2000}
 PROCESSES=${PROCESSES:-$([ "$DEVICE" = cpu ] && echo "$CORES" || echo 1)}  # of the trainings; one a core
 BATCH=${BATCH:-$((PROCESSES < 16 ? 64 / PROCESSES : 4))}  # rows per process: 64 in all
 RATE=${RATE:-1.2e-3}
