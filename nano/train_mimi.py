@@ -31,6 +31,7 @@ from transformers import EncodecFeatureExtractor, MimiConfig, MimiModel
 
 from model.checkpoint import save_atomic
 from model.hardware import keep_freed_memory
+from model.optimizers import take_step
 from nano.curves import read_curve, write_curve
 from nano.mimi_crops import INPUT_RATE, SAMPLE_RATE, draw_crops, read_speech, resampling_kernels
 from nano.mimi_losses import mel_banks, stft_loss
@@ -259,17 +260,13 @@ class Run:
     def train_step(self, progress):
         """One batch; returns detached scalar losses by name, still on the device."""
         options = self.options
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(progress, options)
         wav = self.crops()
         with torch.no_grad():
             target = self.space.encode(wav)
         losses = self.losses(wav, target)
         weights = {"reconstruction": 1.0, "latent": options.latent_weight, "probe": 1.0}
-        self.optimizer.zero_grad(set_to_none=True)
         sum(weight * losses[name] for name, weight in weights.items() if name in losses).backward()
-        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        self.optimizer.step()
+        take_step([self.optimizer], self.parameters, learning_rate(progress, options))
         self._update_average()
         self.step += 1
         return {name: value.detach() for name, value in losses.items()}

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The nano world from zero, offline: corpus, tokenizer, speech, codec, ears, eyes, text, then a model that hears, sees and speaks: a pack
-# in out/nano/pack, and a table of what it can and what each step took. Made to fit into six hours on two CPU cores.
+# in out/nano/pack, and a table of what it can and what each step took. It takes some six hours on two CPU cores.
 # Each step is skipped when its product exists and continues where it was when interrupted: run this again after any stop.
 # To make a step anew, delete its product (the path printed beside it) and, of a training, the folder of its checkpoints.
 # What was tried and why: nano/HISTORY.md.
