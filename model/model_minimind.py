@@ -7,6 +7,7 @@
 - Knows nothing of audio, images or sampling.
 """
 import math
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from model.config import OmniConfig
 from model.kv_cache import KVCache
 
 eager_grouped_mm = F.grouped_mm  # replaced by `compiled`
+VARIANTS = 32  # of a block's graph: learnt or frozen, with a gradient to hand on or without, few positions or many
 YARN_FACTOR, YARN_ORIGINAL_LENGTH, YARN_BETA_FAST, YARN_BETA_SLOW = 16, 2048, 32, 1
 
 
@@ -27,6 +29,14 @@ def compiled(function, **options):
     global eager_grouped_mm
     eager_grouped_mm = torch.compiler.disable(F.grouped_mm)
     return torch.compile(function, **options)
+
+
+def compile_blocks(blocks: Iterable["Block"]) -> None:
+    """torch.compile, block by block, for training: all blocks share the code of one, which is made many times sooner than a graph of them
+    all, and runs as fast (docs/training.md). A block's hooks stay outside of its graph."""
+    torch._dynamo.config.recompile_limit = VARIANTS
+    for block in blocks:
+        block.forward = compiled(block.forward, dynamic=True)  # lengths differ from batch to batch: one graph for all of them
 
 
 class RMSNorm(nn.Module):

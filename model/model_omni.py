@@ -114,15 +114,19 @@ class Talker(nn.Module):
 
         first_layer: the cache slot of our first block (the Thinker's blocks come before ours).
         """
-        x = self.embed_tokens(codes)
-        if spk_emb is not None:
-            speaker = self.spk_proj(spk_emb.type_as(self.spk_proj.weight))[:, None]
-            x = torch.where((codes[:, 0] == self.spk_token)[..., None], speaker.type_as(x), x)
-        x = self.embed_proj(bridge) * self.text_scale + self.codec_proj(x) * self.audio_scale
+        x = self.embed(codes, bridge, spk_emb)
         rope = self.rope(x.shape[1], past)
         for i, layer in enumerate(self.layers):
             x = layer(x, rope, past, first_layer + i)
         return self.norm(x)
+
+    def embed(self, codes: Tensor, bridge: Tensor, spk_emb: Tensor | None) -> Tensor:
+        """What the first block reads: codes, or the speaker, and the bridge, each on its own scale (B, T, C)."""
+        x = self.embed_tokens(codes)
+        if spk_emb is not None:
+            speaker = self.spk_proj(spk_emb.type_as(self.spk_proj.weight))[:, None]
+            x = torch.where((codes[:, 0] == self.spk_token)[..., None], speaker.type_as(x), x)
+        return self.embed_proj(bridge) * self.text_scale + self.codec_proj(x) * self.audio_scale
 
 
 def _input_proj(source: int, target: int, eps: float) -> nn.Sequential:

@@ -22,6 +22,7 @@ from transformers import AutoTokenizer
 from model.checkpoint import load_weights, save_atomic, save_model
 from model.config import IGNORE, OmniConfig
 from model.hardware import fast_bfloat16, keep_freed_memory
+from model.model_minimind import compile_blocks
 from model.model_omni import MiniMindOmni, init_talker_from_thinker
 from model.optimizers import adamw_and_muon, take_step
 from model.sequence import build_training_row, pad_rows, tokenize_turns
@@ -110,7 +111,7 @@ def train(model, talks, tokenizer, args):
     taught = {kind: learnt for kind, (learnt, _) in talks.items()}
     unseen = {kind: [text_row(talk, tokenizer, model.config, False) for talk in heldout[:HELD_OUT]] for kind, (_, heldout) in talks.items()}
     if args.use_compile:
-        model.model.compile(dynamic=True)
+        compile_blocks(model.model.layers)
     weights = list(model.model.parameters())  # lm_head is tied to the embedding
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     optimizers = adamw_and_muon(weights, matrices, args.learning_rate, betas=(0.9, 0.95))

@@ -28,6 +28,7 @@ from model.checkpoint import load_strict, load_weights, save_atomic, save_model
 from model.config import OmniConfig
 from model.encoders import SenseVoice, SigLIP2, sensevoice_frames
 from model.hardware import fast_bfloat16, keep_freed_memory
+from model.model_minimind import compile_blocks
 from model.model_omni import MiniMindOmni
 from model.optimizers import adamw_and_muon, take_step
 from nano.corpus import write_jsonl
@@ -109,8 +110,7 @@ def train(model, turns, args):
     """Trains model.model's layers up to the bridge; `args` as parse_args gives them."""
     teacher, half = copy.deepcopy(model.model).requires_grad_(False), args.dtype == "bfloat16"
     if args.use_compile:
-        for thinker in (model.model, teacher):
-            thinker.compile(dynamic=True)
+        compile_blocks((*model.model.layers, *teacher.layers))
     layers = model.model.layers[:model.config.bridge_layer + 1].requires_grad_(True)
     weights = list(layers.parameters())
     optimizers = adamw_and_muon(weights, [p for p in weights if p.ndim == 2], args.learning_rate)

@@ -80,6 +80,21 @@ def test_checkpointed_blocks_are_the_same_in_bfloat16(world, tmp_path):
     np.testing.assert_allclose(curve(tmp_path / "1"), curve(tmp_path / "0"), rtol=1e-3)
 
 
+@pytest.mark.parametrize("checkpointing", [0, 1])
+def test_compiled_parts_train_alike(world, tmp_path, monkeypatch, checkpointing):
+    """Traced, not compiled, which takes minutes: the graphs are the model, and an evaluation needs none of its own."""
+    from torch._dynamo.testing import CompileCounter
+    torch._dynamo.reset()
+    counter, compile_function = CompileCounter(), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compile_function(function, backend=counter, **options))
+    flags = dict(max_steps=3, guided_attention=0.5, eval_rows=4, eval_interval=1, gradient_checkpointing=checkpointing)
+    for compiling in (0, 1):
+        assert main(command(world, save_dir=tmp_path / str(compiling), use_compile=compiling, **flags)) == 0
+    eager, compiled = (curve(tmp_path / folder, columns=(*LOSSES, "grad_norm")) for folder in "01")
+    np.testing.assert_allclose(compiled, eager, rtol=1e-4, atol=1e-6)
+    assert 5 <= counter.frame_count <= 9, "few: all blocks share theirs"
+
+
 def test_switched_off_means_off(world):
     """The slow path is really taken: padding to the end, logits everywhere, experts in a loop."""
     trainer = Trainer(parse_args([*command(world, use_moe=1), "--without", *OPTIMISATIONS]), CPU)

@@ -8,10 +8,10 @@
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.config import IGNORE
-from model.model_minimind import apply_rope
+from model.model_minimind import Attention, Block, apply_rope
 from model.model_omni import MiniMindOmni
 
 LAYERS = (1, 2)  # of the Talker
@@ -33,12 +33,12 @@ class AttentionGuide:
         if len(model.talker.layers) <= max(LAYERS) or model.talker.layers[0].self_attn.heads < HEADS:
             raise ValueError(f"guided attention needs a Talker of {max(LAYERS) + 1} layers and {HEADS} heads or more")
         self.letters, self.seen = letters.float(), {}
-        self.layers = [model.talker.layers[i].self_attn for i in LAYERS]
-        for layer in self.layers:
-            layer.register_forward_pre_hook(self._keep)
+        self.loss = attention_loss
+        for i in LAYERS:
+            model.talker.layers[i].register_forward_pre_hook(self._keep)
 
-    def _keep(self, layer: nn.Module, inputs: tuple) -> None:
-        self.seen[layer] = inputs[:2]  # by layer: a checkpointed block comes by twice
+    def _keep(self, block: Block, inputs: tuple) -> None:
+        self.seen[block] = inputs[:2]
 
     def __call__(self, positions: Tensor, text_labels: Tensor, audio_labels: Tensor, letters: Tensor, stop_token: int) -> Tensor:
         """positions (B, R) of the labels; text_labels (B, R), audio_labels (B, 8, R), IGNORE where there is none; letters (B, R) being
@@ -48,13 +48,7 @@ class AttentionGuide:
         earlier = positions[:, None] + 1 <= positions[..., None]  # token r of the labels stands at positions[r] + 1
         wanted = torch.where(earlier, wanted, NOWHERE)
         spoken = spoken & (wanted.amax(-1) > NOWHERE / 2)  # speech that is ahead of its text has nothing to look at
-        wanted = wanted[:, None]
-        losses = []
-        for layer, (x, rope) in self.seen.items():
-            scores = _scores(layer, x, rope).gather(2, positions[:, None, :, None].expand(-1, HEADS, -1, x.shape[1]))
-            everything = scores.logsumexp(-1)
-            columns = (positions + 1).clamp(max=x.shape[1] - 1)[:, None, None].expand(-1, *scores.shape[1:3], -1)
-            losses.append(everything - (scores.gather(3, columns) + wanted).logsumexp(-1))
+        losses = [self.loss(block.self_attn, block.input_layernorm(x), rope, positions, wanted) for block, (x, rope) in self.seen.items()]
         self.seen.clear()
         loss = torch.stack(losses).mean((0, 2))
         return (loss * spoken).sum() / spoken.sum().clamp(min=1)
@@ -76,15 +70,20 @@ class AttentionGuide:
         return wanted.clamp(min=NOWHERE), spoken & (end[:, -1:] > 0)
 
 
-def _scores(layer: nn.Module, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Attention scores of a layer's first HEADS heads on x (B, T, C), before the softmax: (B, HEADS, T, T), NOWHERE for the future."""
+def attention_loss(layer: Attention, x: Tensor, rope: tuple[Tensor, Tensor], positions: Tensor, wanted: Tensor) -> Tensor:
+    """How unlikely the layer's first HEADS heads are, on x (B, T, C), to attend from `positions` (B, R) to one position after those that
+    `wanted` (B, R, R) has log-weights for: (B, HEADS, R), in nats."""
     B, T, _ = x.shape
     q = layer.q_norm(layer.q_proj(x).view(B, T, layer.heads, layer.head_dim)[:, :, :HEADS]).transpose(1, 2)
     k = layer.k_norm(layer.k_proj(x).view(B, T, layer.kv_heads, layer.head_dim)).transpose(1, 2)
     k = k.repeat_interleave(layer.heads // layer.kv_heads, dim=1)[:, :HEADS]
     q, k = apply_rope(q, *rope), apply_rope(k, *rope)
+    q = q.gather(2, positions[:, None, :, None].expand(-1, HEADS, -1, layer.head_dim))
     scores = (q @ k.transpose(-2, -1)).float() / math.sqrt(layer.head_dim)
-    return scores.masked_fill(torch.ones(T, T, dtype=torch.bool, device=x.device).triu(1), NOWHERE)
+    future = torch.arange(T, device=x.device) > positions[..., None]
+    scores = scores.masked_fill(future[:, None], NOWHERE)
+    columns = (positions + 1).clamp(max=T - 1)[:, None, None].expand(-1, *scores.shape[1:3], -1)
+    return scores.logsumexp(-1) - (scores.gather(3, columns) + wanted[:, None]).logsumexp(-1)
 
 
 def count_letters(tokenizer, vocab_size: int) -> Tensor:

@@ -17,10 +17,10 @@ DEVICE=${DEVICE:-$($PYTHON -c 'import torch; print("cuda" if torch.cuda.is_avail
 CORES=${CORES:-$(nproc)}
 COMPILE=${COMPILE:-1}                     # halves the time of a step, on a CPU too
 DTYPE=${DTYPE:-$($PYTHON -c "from model.hardware import fast_bfloat16; print('bfloat16' if fast_bfloat16('$DEVICE') else 'float32')")}
-# Codec and eyes learn, and the Talker's replies are spoken, on one core beside the steps before the Thinker's.
+# Codec and eyes learn on one core beside the steps before the Thinker's.
 CODEC_SIZE=${CODEC_SIZE:---batch_size 4 --frames 16 --fit_frames 50000 --threads 1 --use_compile $COMPILE}
 CODEC_LENGTH=${CODEC_LENGTH:---minutes 75 --joint_at 0.36 --encoder_at 0.75}
-CODEC_TUNE=${CODEC_TUNE:---minutes 30 --joint_at 0 --lr 1e-3 --batch_size 8}
+CODEC_TUNE=${CODEC_TUNE:---minutes 50 --joint_at 0 --lr 1e-3 --batch_size 8}
 CODEC_CLIPS=${CODEC_CLIPS:-1800}          # sentences of the corpus that it learns from, by all three voices
 SPEAKERS=${SPEAKERS:---steps 1000}
 LLM_STEPS=${LLM_STEPS:-1300}
@@ -92,8 +92,8 @@ beside() {  # beside COMMAND...: while the script goes on
 }
 
 await() {
-    echo "== waiting for codec, eyes and speech ($WORK/beside.log)"
-    wait "$BESIDE" || { BESIDE=; echo "codec, eyes or speech failed: see $WORK/beside.log"; exit 1; }
+    echo "== waiting for codec and eyes ($WORK/beside.log)"
+    wait "$BESIDE" || { BESIDE=; echo "codec or eyes failed: see $WORK/beside.log"; exit 1; }
     BESIDE=
 }
 
@@ -120,19 +120,16 @@ codec() {
     ship "$WORK/codec_tuned/mimi" "$PACK/mimi"
 }
 
-codec_eyes_and_speech() {
+codec_and_eyes() {
     step codec "$PACK/mimi/config.json" codec
     # shellcheck disable=SC2086
     step eyes "$PACK/siglip2-base-p32-256-ve/model.safetensors" $PYTHON -m nano.train_siglip --device "$DEVICE" --workers "$WORKERS" \
         --use_compile "$COMPILE" --work "$WORK/siglip" --out "$PACK/siglip2-base-p32-256-ve" $EYES
-    until [ -e "$PACK/voices.pt" ]; do sleep 1; done  # made in the other lane, hours ago as a rule
-    # shellcheck disable=SC2086
-    step spoken "$WORK/data/t2a_heldout/manifest.json" sets t2a --speaker_encoder "$PACK/campplus" $SPOKEN
 }
 
 sets() {  # sets NAME... OPTIONS: data by nano.build_sets
     $PYTHON -m nano.build_sets --corpus "$WORK/corpus" --codec "$WORK/codec/targets.pt" --tokenizer "$PACK" --out "$WORK/data" \
-        --workers $((CORES > 1 ? CORES - 1 : 1)) "$@"
+        --workers $((BESIDE && CORES > 1 ? CORES - 1 : CORES)) "$@"
 }
 
 examples() {
@@ -203,7 +200,7 @@ step speech    "$WORK/speech/.complete"        speech
 # A code is defined by the books: nothing but the loudspeaker waits for the networks that learn to use them.
 # shellcheck disable=SC2086
 step books     "$WORK/codec/targets.pt"        mimi "$WORK/codec" $CODEC_LENGTH --books_only
-beside codec_eyes_and_speech
+beside codec_and_eyes
 
 # shellcheck disable=SC2086
 step speakers  "$PACK/campplus/configuration.json" $PYTHON -m nano.train_campplus --texts "$WORK/corpus/train.jsonl" \
@@ -233,6 +230,8 @@ await
 step think     "$WORK/model/think_mean_256.pth" stage think turns "--mode thinker --spelling 0.2 --question_mix 0.25 0.3 0.05 0.4 \
     --augment_share 0.3 --max_steps $THINK_STEPS" i2t_train i2t_train typed_train facts_train heard_train a2a_train more_train \
     multi_train mix_train
+# shellcheck disable=SC2086
+step spoken    "$WORK/data/t2a_heldout/manifest.json" sets t2a --speaker_encoder "$PACK/campplus" $SPOKEN
 # the Talker has to stand behind pictures, sounds and long talks, too, or it would not end there, or not begin
 # shellcheck disable=SC2086
 step lent      "$WORK/data/lent_train/lent.parquet" $PYTHON -m nano.lend_speech "$WORK"/data/{a2a,multi,mix,i2t}_train \

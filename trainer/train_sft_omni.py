@@ -28,22 +28,19 @@ from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 
 from model.checkpoint import load_strict, load_weights, remove_leftovers, resume_path, save_atomic, save_model, weights_path  # noqa: E402
-from model.config import NUM_CODEBOOKS  # noqa: E402
 from model.hardware import keep_freed_memory  # noqa: E402
-from model.model_minimind import MoE, compiled  # noqa: E402
-from model.model_omni import MiniMindOmni, OmniLosses, init_talker_from_thinker, label_counts, omni_loss  # noqa: E402
+from model.model_minimind import MoE  # noqa: E402
+from model.model_omni import MiniMindOmni, init_talker_from_thinker, label_counts  # noqa: E402
 from model.optimizers import adamw_and_muon  # noqa: E402
-from model.spelling import spelling_loss  # noqa: E402
 from trainer.attention_guide import AttentionGuide, count_letters  # noqa: E402
+from trainer.loss_model import LOSSES, TARGETS, LossModel  # noqa: E402
 from trainer.options import DTYPES, build_config, input_path, load_tokenizer, parse, shareable  # noqa: E402
 from trainer.throughput import Meter, ModelFlops, peak_flops  # noqa: E402
 from trainer.trainer_data import open_data  # noqa: E402
 from trainer.trainer_utils import (ROOT, Frontends, Processes, RunLog, StopSignal, init_distributed, lr_at,  # noqa: E402
-                                   mean_over_processes, rng_state, seed_everything, set_rng_state)
+                                   rng_state, seed_everything, set_rng_state)
 
 NEW_PARTS = ("talker.", "audio_proj.", "vision_proj.")  # all that a weight may lack: a MiniMind language model has none of them
-TARGETS = ("text_labels", "audio_labels", "letters", "spoken")  # what LossModel takes beside the inputs
-LOSSES = ("total", "text", "audio", "aux", "guide", "spelling", *(f"codebook_{i}" for i in range(NUM_CODEBOOKS)))
 NAMED_BATCHES = 4  # of the batches that were skipped, so many are searched for the rows to blame
 log = logging.getLogger("trainer")
 
@@ -97,36 +94,6 @@ def checkpoint_blocks(model: MiniMindOmni) -> None:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
-class LossModel(nn.Module):
-    """Model and loss as one module: DDP and torch.compile wrap all device work, and no logits leave it."""
-
-    def __init__(self, model: MiniMindOmni, fused: bool = True, guide: AttentionGuide | None = None, guide_weight: float = 0.0,
-                 codebook_weights: Tensor | None = None, spelling_weight: float = 0.0, spelling_only: bool = False):
-        super().__init__()
-        self.model, self.fused, self.codebook_weights = model, fused, codebook_weights
-        self.guide, self.guide_weight, self.spelling_weight, self.spelling_only = guide, guide_weight, spelling_weight, spelling_only
-
-    def forward(self, inputs: dict, text_labels: Tensor, audio_labels: Tensor, letters: Tensor, spoken: Tensor,
-                counts: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """-> (loss with gradient, detached (14,) in the order of LOSSES). letters: see AttentionGuide; spoken: see spelling_loss; counts:
-        see omni_loss."""
-        config, zero = self.model.config, text_labels.new_zeros((), dtype=torch.float32)
-        average = None if counts is None else mean_over_processes
-        losses = OmniLosses(zero, zero, zero, zero, zero.expand(NUM_CODEBOOKS))
-        if not self.spelling_only:
-            losses = omni_loss(self.model(**inputs, average=average), text_labels, audio_labels, config, counts, self.fused,
-                               self.codebook_weights)
-        guide = spelling = zero
-        if self.guide is not None:
-            guide = self.guide(inputs["positions"], text_labels, audio_labels, letters, config.audio_stop_token)
-        if self.spelling_weight and inputs["audio_features"] is not None:
-            vectors = self.model.audio_proj(inputs["audio_features"])
-            spelling = spelling_loss(vectors, inputs["audio_lens"], spoken, self.model.model.embed_tokens.weight, config.audio_ids[0])
-        total = losses.total + self.guide_weight * guide + self.spelling_weight * spelling
-        parts = torch.stack([total, losses.text, losses.audio, losses.aux, guide, spelling]).detach()
-        return total, torch.cat([parts, losses.per_codebook])
-
-
 class Trainer:
     """A run: model, optimizer and position. `fit` trains to the end, `save` and `load` make it continue exactly.
 
@@ -150,8 +117,6 @@ class Trainer:
             load_start(self.model, args)
         self.model.to(self.device).train()
         set_trainable(self.model, args.mode, args.freeze_backbone)
-        if args.gradient_checkpointing:
-            checkpoint_blocks(self.model)
         for module in self.model.modules():
             if isinstance(module, MoE):
                 module.grouped = "grouped_experts" not in args.without
@@ -170,6 +135,10 @@ class Trainer:
         weights = torch.tensor(args.codebook_weights, device=self.device) if args.codebook_weights else None
         self.loss_model = LossModel(self.model, "fused_loss" not in args.without, guide, args.guided_attention, weights,
                                     args.spelling, args.mode == "spelling")
+        if args.use_compile:
+            self.loss_model.compile_parts()
+        if args.gradient_checkpointing:
+            checkpoint_blocks(self.model)
         self.net = self._wrap()
         self.step = self.batches = self.skipped_rows = self.skipped_steps = self.bad_in_row = 0
         self.recent: list[tuple[Tensor, range]] = []  # of each step since the last log: was it finite, and its batches
@@ -194,8 +163,6 @@ class Trainer:
 
     def _wrap(self) -> nn.Module:
         net = self.loss_model
-        if self.args.use_compile:
-            net = compiled(net, dynamic=True)  # lengths differ from batch to batch: one graph for all of them
         if self.procs.world > 1:
             # A projector gets no gradient from a batch without its input, nor the speaker's without speakers; DDP must be told to expect
             # that. Training a projector alone, every parameter always has a gradient (see _inputs).
@@ -228,6 +195,10 @@ class Trainer:
 
     def autocast(self) -> contextlib.AbstractContextManager:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def eagerly(self) -> contextlib.AbstractContextManager:
+        """For a few forwards beside the training, which are not worth a graph of their own."""
+        return torch.compiler.set_stance("force_eager") if self.args.use_compile else contextlib.nullcontext()
 
     def _counts(self, labels: list[Tensor]) -> Tensor | None:
         """Targets per process, averaged over all: divided by these, the mean of the processes' losses is that of the whole batch."""
@@ -355,7 +326,7 @@ class Trainer:
         blamed = []
         for key in self.data.plan.rank_batch(number, self.procs.rank):
             batch, file, row = self.data.row_alone(key)
-            with self.autocast():
+            with self.autocast(), self.eagerly():
                 loss, _ = self.loss_model(self._inputs(batch), *(batch[name].to(self.device) for name in TARGETS))
             if not loss.isfinite():
                 blamed.append(f"row {row} of {file}")
@@ -369,7 +340,7 @@ class Trainer:
         sums, rows = torch.zeros(len(LOSSES), device=self.device), 0
         for batch in self.data.held_out_batches():
             labels = [batch[name].to(self.device) for name in TARGETS]
-            with self.autocast():
+            with self.autocast(), self.eagerly():
                 _, parts = self.loss_model({**self._inputs(batch), "speech_only": False}, *labels)
             sums += parts * batch["num_rows"]
             rows += batch["num_rows"]
@@ -380,7 +351,8 @@ class Trainer:
             *sums, rows = totals.tolist()
             report.write_eval(self.step, {name: value / max(1, rows) for name, value in zip(LOSSES, sums)})
             if self.speak is not None:
-                self.speak(self.model, report.folder / f"sample_{self.step:06d}.wav")
+                with self.eagerly():
+                    self.speak(self.model, report.folder / f"sample_{self.step:06d}.wav")
         self.model.train()
         set_rng_state(random_states, self.device)
 
