@@ -20,17 +20,18 @@ DTYPE=${DTYPE:-$($PYTHON -c "from model.hardware import fast_bfloat16; print('bf
 # Codec and eyes learn on one core beside the steps before the Thinker's.
 CODEC_SIZE=${CODEC_SIZE:---batch_size 4 --frames 16 --fit_frames 50000 --threads 1 --use_compile $COMPILE}
 CODEC_LENGTH=${CODEC_LENGTH:---minutes 75 --joint_at 0.36 --encoder_at 0.75}
-CODEC_TUNE=${CODEC_TUNE:---minutes 50 --joint_at 0 --lr 1e-3 --batch_size 8}
+CODEC_TUNE=${CODEC_TUNE:---minutes 30 --joint_at 0 --lr 1e-3 --batch_size 8}
 CODEC_CLIPS=${CODEC_CLIPS:-1800}          # sentences of the corpus that it learns from, by all three voices
 SPEAKERS=${SPEAKERS:---steps 1000}
 LLM_STEPS=${LLM_STEPS:-1300}
 EYES=${EYES:---steps 1600 --batch_size 64 --questions 2 --lr 2e-3}
 EARS=${EARS:---steps 2000 --batch_size 64 --clean 0.4 --clips 100}
 TURNS=${TURNS:---steps 800}
-THINK_STEPS=${THINK_STEPS:-2400}
-TALK_STEPS=${TALK_STEPS:-2000}
+THINK_STEPS=${THINK_STEPS:-4000}
+TALK_STEPS=${TALK_STEPS:-3400}
 PROCESSES=${PROCESSES:-$([ "$DEVICE" = cpu ] && echo "$CORES" || echo 1)}  # of the trainings; one a core
-BATCH=${BATCH:-$((PROCESSES < 16 ? 64 / PROCESSES : 4))}  # rows per process: 64 in all
+ROWS=${ROWS:-$([ "$DEVICE" = cpu ] && echo 32 || echo 64)}  # of a step, by all processes: few teach more in an hour
+BATCH=${BATCH:-$((PROCESSES < ROWS / 4 ? ROWS / PROCESSES : 4))}  # ... and by each
 RATE=${RATE:-1.2e-3}
 # of the Talker's training; the first codebooks carry the words
 TALKER=${TALKER:---guided_attention 0.5 --history_dropout 0.3 --codebook_weights 4 2 1.5 1 0.5 0.5 0.5 0.5 --augment_share 0.5}
@@ -162,7 +163,7 @@ stage() {  # stage NAME FROM OPTIONS DATA...: one run of the trainer, $WORK/mode
         --data_path "${@/#/$WORK/data/}" --save_dir "$WORK/model" --save_weight "$name" --optimizer muon $options \
         --audio_encoder_dir "$PACK/SenseVoiceSmall" --vision_dir "$PACK/siglip2-base-p32-256-ve" \
         --batch_size "$BATCH" --learning_rate "$RATE" --max_seq_len 448 --system_share 0 --device "$DEVICE" --dtype "$DTYPE" \
-        --use_compile "$COMPILE" --num_workers "$WORKERS" --save_interval 100 --keep_last 4 --from_resume 1 --warmup_steps 50 \
+        --use_compile "$COMPILE" --num_workers "$WORKERS" --save_interval 200 --keep_last 4 --from_resume 1 --warmup_steps 100 \
         --log_interval 5 $EXTRA  # a stop is agreed on when it logs, and torchrun waits half a minute for it
     finished "$WORK/model/${name}_256_resume.pth"  # stopped by SIGTERM it has saved, but is not to be used yet
     $PYTHON -m trainer.average_weights "$WORK/model/${name}"_256_resume_step*.pth --out "$WORK/model/${name}_mean_256.pth"
