@@ -20,7 +20,6 @@ IMPOSSIBLE = -100.0  # logit
 LENGTH = 0.1  # weight of being longer or shorter than the embeddings of what is said
 
 
-@torch.compiler.disable  # how many rows are spoken differs from batch to batch, and CTC is a kernel of its own anyway
 def spelling_loss(vectors: Tensor, lens: Tensor, spoken: Tensor, embeddings: Tensor, blank: int) -> Tensor:
     """vectors (B, L, C) of the audio projector, of which row b has lens[b] (B,) valid; spoken (B, S) int64, the tokens of what is said,
     IGNORE behind them and in rows whose words are not known; embeddings (V, C); blank: id of the audio pad.

@@ -60,7 +60,6 @@ def init_distributed(device: str) -> Processes:
     return Processes(dist.get_rank(), dist.get_world_size(), torch.device(device))
 
 
-@torch.compiler.disable  # the ranks wait for each other here, which is no part of a graph
 def mean_over_processes(x: Tensor) -> Tensor:
     """Mean of `x` over all processes; no gradient passes."""
     total = x.detach().clone()
