@@ -33,7 +33,7 @@ def compiled(function, **options):
 
 def compile_blocks(blocks: Iterable["Block"]) -> None:
     """torch.compile, block by block, for training: all blocks share the code of one, which is made many times sooner than a graph of them
-    all, and runs as fast (docs/training.md). A block's hooks stay outside of its graph."""
+    all, and runs about as fast (docs/training.md). A block's hooks stay outside of its graph."""
     torch._dynamo.config.recompile_limit = VARIANTS
     for block in blocks:
         block.forward = compiled(block.forward, dynamic=True)  # lengths differ from batch to batch: one graph for all of them

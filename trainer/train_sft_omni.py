@@ -137,7 +137,7 @@ class Trainer:
                                     args.spelling, args.mode == "spelling")
         if args.use_compile:
             self.loss_model.compile_parts()
-        if args.gradient_checkpointing:
+        if args.gradient_checkpointing:  # after compiling: what is computed again is a block's graph
             checkpoint_blocks(self.model)
         self.net = self._wrap()
         self.step = self.batches = self.skipped_rows = self.skipped_steps = self.bad_in_row = 0
@@ -162,13 +162,12 @@ class Trainer:
         return [self.optimizer] if self.muon is None else [self.optimizer, self.muon]
 
     def _wrap(self) -> nn.Module:
-        net = self.loss_model
-        if self.procs.world > 1:
-            # A projector gets no gradient from a batch without its input, nor the speaker's without speakers; DDP must be told to expect
-            # that. Training a projector alone, every parameter always has a gradient (see _inputs).
-            net = DistributedDataParallel(net, device_ids=[self.device] if self.device.type == "cuda" else None,
-                                          find_unused_parameters=self.args.mode in ("all", "thinker", "talker"))
-        return net
+        if self.procs.world == 1:
+            return self.loss_model
+        # A projector gets no gradient from a batch without its input, nor the speaker's without speakers; DDP must be told to expect
+        # that. Training a projector alone, every parameter always has a gradient (see _inputs).
+        return DistributedDataParallel(self.loss_model, device_ids=[self.device] if self.device.type == "cuda" else None,
+                                       find_unused_parameters=self.args.mode in ("all", "thinker", "talker"))
 
     def _inputs(self, batch: dict) -> dict:
         """Model inputs on the device: ids, speaker, and the frozen encoders' features."""
