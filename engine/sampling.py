@@ -23,22 +23,21 @@ def pick(mass: Tensor, uniform: Tensor) -> Tensor:
     return chosen.clamp(max=mass.shape[-1] - 1)  # a uniform next to 1 may be rounded to the end
 
 
-def falling_order(x: Tensor) -> Tensor:
-    """Indices (..., N) that sort the last dimension of x, the largest first."""
+def falling(x: Tensor) -> Tensor:
+    """The values of x (..., N), the largest first along the last dimension."""
+    if x.device.type != "cpu":
+        return x.sort(dim=-1, descending=True).values
     # a custom operator is for compiled steps alone: its first call imports the compiler, a second and a half in the middle of a reply
-    by_numpy = x.device.type == "cpu" and torch.compiler.is_compiling()
-    return _order_by_numpy(x) if by_numpy else x.argsort(dim=-1, descending=True)
+    return _falling_compiled(x) if torch.compiler.is_compiling() else _falling_by_numpy(x)
 
 
-@torch.library.custom_op("minimind_o::falling_order", mutates_args=())
-def _order_by_numpy(x: Tensor) -> Tensor:
-    """numpy sorts with vector instructions: 6400 logits in 0.2 ms, where torch takes 0.4 ms of a 7 ms step."""
-    return torch.from_numpy(np.argsort(-x.numpy(), axis=-1))
+def _falling_by_numpy(x: Tensor) -> Tensor:
+    """numpy sorts with vector instructions: 6400 logits in 0.1 ms, where torch takes 0.4 ms of a 5 ms step."""
+    return torch.from_numpy(-np.sort(-x.numpy(), axis=-1))
 
 
-@_order_by_numpy.register_fake
-def _(x):
-    return x.new_empty(x.shape, dtype=torch.long)
+_falling_compiled = torch.library.custom_op("minimind_o::falling", _falling_by_numpy, mutates_args=(), schema="(Tensor x) -> Tensor")
+_falling_compiled.register_fake(torch.empty_like)
 
 
 def penalize(logits: Tensor, recent: Tensor, penalty: float | Tensor) -> Tensor:
@@ -66,11 +65,13 @@ def sample_text(logits: Tensor, seen: Tensor, uniform: Tensor, temperature: Tens
     penalty = penalty[:, None]
     logits = torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
     scaled = logits / temperature.clamp(min=1e-6)[:, None]
-    order = falling_order(scaled)
-    mass = scaled.gather(-1, order).softmax(-1)
+    ordered = falling(scaled)
+    mass = ordered.softmax(-1)
     before = mass.cumsum(-1) - mass  # mass of the likelier ids; the first id always stays
-    mass = mass.masked_fill(before >= top_p[:, None], 0)
-    sampled = order.gather(-1, pick(mass, uniform)[:, None])[:, 0]
+    rank = pick(mass.masked_fill(before >= top_p[:, None], 0), uniform)[:, None]
+    value = ordered.gather(-1, rank)
+    nth = rank - (ordered > value).sum(-1, keepdim=True)  # of the ids that are just as likely, by their number
+    sampled = ((scaled == value).cumsum(-1) <= nth).sum(-1).clamp(max=logits.shape[-1] - 1)  # a NaN is equal to nothing
     return torch.where(temperature > 0, sampled, logits.argmax(-1))
 
 

@@ -10,7 +10,6 @@
 """
 import itertools
 from collections.abc import Callable
-from functools import partial
 from types import FunctionType
 
 import torch
@@ -25,7 +24,6 @@ from model.model_minimind import compiled
 MODES = ("eager", "compile", "graph", "compiled_graph")
 SHORTEST = 256  # cache positions of the smallest repeated shape
 WARM_UPS = 3  # runs before a capture: libraries choose and allocate their workspaces in the first ones
-MAX_SHAPES = 64  # row counts x lengths x with or without codec
 _numbers = itertools.count()
 
 
@@ -42,12 +40,8 @@ class Stepper:
         self.host: dict[tuple, Tensor] = {}
         # one memory pool for all graphs: they never run at once, and a result is copied before the next one starts
         self.pool = torch.cuda.graph_pool_handle() if "graph" in mode else None
-        self.decode = decode_frame
+        self.reports: dict[int, Callable] = {}  # compiled next_report by the number of rows
         self.positions = torch.arange(cache.max_length, device=cache.pos.device)
-        if mode == "compile":
-            self.decode = partial(decode_frame, next_step=compile_for_one_engine(next_report))
-        elif mode == "compiled_graph":
-            self.decode = compile_for_one_engine(decode_frame)
 
     def rows_for(self, count: int) -> int:
         """How many rows a step for `count` of them runs over."""
@@ -62,13 +56,25 @@ class Stepper:
         counts = sorted({self.rows_for(count) for count in range(1, self.slots + 1)})
         for count in counts if self.mode != "eager" else ():
             for speak in {False, self.mimi is not None}:
-                self._run(count, SHORTEST, speak)
+                self._run(count, min(SHORTEST, self.cache.max_length), speak)
 
     def _run(self, count: int, end: int, speak: bool) -> Tensor:
-        if "graph" in self.mode:
+        if self.pool:
             end = min(max(SHORTEST, 1 << (end - 1).bit_length()), self.cache.max_length)
-        key = (count, end, speak)
-        return self._to_host(key, self._replay(key) if self.pool else self.decode(*self._arguments(*key)))
+            result = self._replay((count, end, speak))
+        else:
+            report = self._compiled(count) if self.mode == "compile" else next_report
+            result = decode_frame(*self._arguments(count, end, speak), next_step=report)
+        return self._to_host((count, end, speak), result)
+
+    def _compiled(self, count: int) -> Callable:
+        if count not in self.reports:
+            self.reports[count] = compile_unguarded(next_report)
+            # its first call decides what may change later: the length, which must not be all of the cache then
+            *arguments, reach, _, _ = self._arguments(count, min(SHORTEST, self.cache.max_length - 1), speak=False)
+            torch._dynamo.mark_dynamic(reach, 0)
+            self._while_idle(lambda: self.reports[count](*arguments, reach))
+        return self.reports[count]
 
     def _arguments(self, count: int, end: int, speak: bool) -> tuple:
         if count not in self.views:
@@ -76,8 +82,6 @@ class Stepper:
         rows, indices, mimi_state = self.views[count]
         codec = (self.mimi, mimi_state) if speak else (None, None)
         reach = self.positions[:max(end, 2)]  # the compiler takes a length of 1 for a constant
-        if self.mode == "compile":
-            torch._dynamo.mark_dynamic(reach, 0)
         return self.network, self.cache, rows, indices, reach, *codec
 
     def _replay(self, key: tuple) -> Tensor:
@@ -88,11 +92,17 @@ class Stepper:
         return result
 
     def _capture(self, arguments: tuple) -> tuple:
+        function = compile_unguarded(decode_frame) if self.mode == "compiled_graph" else decode_frame
+        return self._while_idle(lambda: capture(lambda: function(*arguments), self.pool))
+
+    def _while_idle(self, function: Callable):
+        """function() while no row is active, so that steps in it change nothing."""
         active = self.rows.active.clone()
         self.rows.active.zero_()
-        captured = capture(lambda: self.decode(*arguments), self.pool)
-        self.rows.active.copy_(active)
-        return captured
+        try:
+            return function()
+        finally:
+            self.rows.active.copy_(active)
 
     def _to_host(self, key: tuple, result: Tensor) -> Tensor:
         """The one copy of a step; on a GPU into pinned memory, which the next step of this shape overwrites."""
@@ -105,16 +115,15 @@ class Stepper:
         return self.host[key]
 
 
-def compile_for_one_engine(function: Callable) -> Callable:
-    """torch.compile with static shapes for calls that always have the same network.
+def compile_unguarded(function: Callable) -> Callable:
+    """torch.compile for calls that differ from the first one in nothing but tensors' values and the sizes marked dynamic there.
 
-    Its modules are then not looked at before every call, half a millisecond of a full-size step. For that no other engine may meet what is
+    Nothing is looked at before a call, which saves half a millisecond of a full-size step. For that no other caller may meet what is
     compiled here: the compiler keeps it by code object, so the function gets one of its own.
     """
     own = FunctionType(function.__code__.replace(co_name=f"{function.__name__}_{next(_numbers)}"), function.__globals__,
                        argdefs=function.__defaults__)
-    options = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
-    return torch._dynamo.config.patch(recompile_limit=MAX_SHAPES)(compiled(own, dynamic=False, options=options))
+    return compiled(own, dynamic=False, options={"guard_filter_fn": torch.compiler.skip_all_guards_unsafe, "size_asserts": False})
 
 
 def capture(function: Callable[[], Tensor], pool=None) -> tuple[torch.cuda.CUDAGraph, Tensor]:

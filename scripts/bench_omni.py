@@ -1,7 +1,7 @@
 """How fast the engine is on this machine, beside how fast it could be: floors, latencies, and how many can speak at once.
 
-- Floor first: weights and cache a step must read over this machine's measured bandwidth, and its products over the measured
-  matmul rate, whichever is slower. No step can be faster.
+- Floor first: weights and cache a step must read over the bandwidth measured beside it, and its products over the measured matmul
+  rate, whichever is slower. No step can be faster.
 - Then 1, 2, 4, ... sessions, joining and leaving at staggered times, until a frame takes longer than the 80 ms it lasts.
 - Random weights are as fast as trained ones; nothing is said here about quality (see evals/eval_precision.py).
 - A table, a PNG and a JSON file in --output_dir; the last line printed is the same JSON.
@@ -77,11 +77,21 @@ def median_ms(run, device, repeats: int) -> float:
 
 
 @torch.inference_mode()
+def read_rates(between, device: torch.device, rounds: int = 5) -> list[float]:
+    """Bytes a second of reading 1 GiB, the best of three, before each of so many calls of `between()`.
+
+    On a shared machine the rate moves within seconds: what is compared with it must be measured beside it.
+    """
+    big, rates = torch.ones(BIG, device=device), []
+    for _ in range(rounds):
+        rates.append(4 * BIG / best_s(lambda: big.sum(), device, repeats=3))
+        between()
+    return rates
+
+
 def measure_machine(device: torch.device) -> dict:
     """{"bytes_per_s": sequential reading, "flops": {activation type: large matrix products}}."""
-    big = torch.ones(BIG, device=device)
-    machine = {"bytes_per_s": 4 * BIG / best_s(lambda: big.sum(), device), "flops": {}}
-    del big
+    machine = {"bytes_per_s": statistics.median(read_rates(lambda: None, device)), "flops": {}}
     n = 1024 if device.type == "cpu" else 8192
     for dtype in (torch.float32, torch.bfloat16):
         a, b = torch.randn(2, n, n, device=device).to(dtype)
@@ -185,9 +195,18 @@ def rss_mib() -> float:
 
 
 @torch.inference_mode()
-def model_ms(engine: Engine, sessions: int, length: int, repeats: int = 40) -> float:
-    """Median time of a step of `sessions` idle rows without the codec, sampling and the copy to the host included."""
-    return median_ms(lambda: engine.stepper.run(sessions, length, speak=False), engine.device, repeats)
+def model_ms(engine: Engine, machine: dict, sessions: int, length: int) -> tuple[float, float]:
+    """Median time of a step of `sessions` idle rows without the codec, sampling and the copy to the host included; and its floor.
+
+    Both from the same seconds: steps and readings of the memory take turns.
+    """
+    times = []
+
+    def steps():
+        times.extend(wall_times(lambda: engine.stepper.run(sessions, length, speak=False), engine.device, repeats=10, warm_ups=2))
+
+    rates = read_rates(steps, engine.device)
+    return 1000 * statistics.median(times), floor_ms(engine, {**machine, "bytes_per_s": statistics.median(rates)}, sessions, length)
 
 
 @torch.inference_mode()
@@ -216,8 +235,7 @@ def measure(engine: Engine, machine: dict, sessions: int, args) -> dict:
         engine.cancel(slot)
     length = args.prompt_tokens + args.steps // 2
     frame = percentiles(1000 * t for t in crowd.frames)
-    mimi_ms, step_ms = codec_ms(engine.mimi, sessions), model_ms(engine, sessions, length)
-    floor = floor_ms(engine, machine, sessions, length)
+    mimi_ms, (step_ms, floor) = codec_ms(engine.mimi, sessions), model_ms(engine, machine, sessions, length)
     ttft, ttfa = (percentiles(1000 * t for t in times) for times in (crowd.ttft, crowd.ttfa))
     mean_ms = 1000 * statistics.mean(crowd.frames)
     memory = torch.cuda.max_memory_allocated() / 2**20 if engine.device.type == "cuda" else rss_mib()

@@ -299,9 +299,10 @@ def test_a_compiled_step_serves_every_length(model, mimi, monkeypatch):
     from torch._dynamo.testing import CompileCounter
 
     counter = CompileCounter()
-    monkeypatch.setattr("engine.stepper.compiled", lambda function, **options: torch.compile(function, backend=counter, **options))
+    monkeypatch.setattr("engine.stepper.compiled", lambda function, dynamic, options: torch.compile(
+        function, backend=counter, dynamic=dynamic, options={"guard_filter_fn": options["guard_filter_fn"]}))
     torch._dynamo.reset()
-    engine = Engine(model, mimi, slots=2, mode="compile")
+    engine = Engine(model, mimi, slots=2, max_length=100, mode="compile")
     engine.warm_up()
     assert counter.frame_count == 2
     requests = [random_request(model, seed, params) for seed, params in ((1, GREEDY), (2, PARAMS), (3, PARAMS))]
