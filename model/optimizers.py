@@ -3,6 +3,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from model.hardware import fast_bfloat16
@@ -17,8 +18,9 @@ ADAMW_RMS = 0.2  # of an AdamW update, about: Liu et al. 2025, section 2.2
 class Muon(torch.optim.Optimizer):
     """Momentum whose step is the nearest orthogonal matrix (Jordan et al. 2024), of AdamW's size (Liu et al. 2025): one rate serves both.
 
-    Like torch.optim.Muon with adjust_lr_fn="match_rms_adamw", but matrices of one shape are orthogonalised together, and in float32 on
-    processors that are slower in bfloat16: without instructions for it torch's takes eighty times as long.
+    Like torch.optim.Muon with adjust_lr_fn="match_rms_adamw", but matrices of one shape are orthogonalised together, shared among the
+    processes of a training, and in float32 on processors that are slower in bfloat16: without instructions for it torch's takes eighty
+    times as long. All processes must step at once, with the same gradients, as DistributedDataParallel leaves them.
     """
 
     def __init__(self, matrices: Iterable[nn.Parameter], lr: float, weight_decay: float = WEIGHT_DECAY):
@@ -41,9 +43,23 @@ class Muon(torch.optim.Optimizer):
                 updates[matrix.shape].append((matrix, matrix.grad.lerp(momentum, MOMENTUM)))  # Nesterov's
             for (rows, columns), found in updates.items():
                 matrices, wanted = zip(*found)
-                directions = orthogonalise(torch.stack(wanted)).to(matrices[0].dtype)
+                directions = orthogonalise_together(torch.stack(wanted)).to(matrices[0].dtype)
                 torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_add_(matrices, directions.unbind(), alpha=-group["lr"] * ADAMW_RMS * max(rows, columns) ** 0.5)
+
+
+def orthogonalise_together(matrices: Tensor) -> Tensor:
+    """`orthogonalise` of what all processes hold alike, each doing an equal part; what is then left over each does by itself."""
+    size = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    each = len(matrices) // size
+    if size == 1 or not each:
+        return orthogonalise(matrices)
+    begin = dist.get_rank() * each
+    part = orthogonalise(matrices[begin:begin + each]).contiguous()
+    shared = part.new_empty(size * each, *part.shape[1:])
+    # as bytes: gloo does not know every number format
+    dist.all_gather(list(shared.view(torch.uint8).chunk(size)), part.view(torch.uint8))
+    return torch.cat([shared, orthogonalise(matrices[size * each:])]) if len(matrices) % size else shared
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:

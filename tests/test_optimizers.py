@@ -1,8 +1,10 @@
 """Muon takes the steps that torch's takes, and each parameter has one optimizer."""
+import multiprocessing
 from copy import deepcopy
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from model.optimizers import Muon, adamw_and_muon, orthogonalise, take_step
@@ -26,6 +28,39 @@ def test_the_steps_are_those_of_torch():
             optimizer.step()
     for start, one, other in zip(matrices(), ours, theirs):
         assert (one - other).norm() < 0.02 * (one - start).norm()
+
+
+def five_steps(rank, size, store, results):
+    torch.set_num_threads(1)
+    if size > 1:
+        dist.init_process_group("gloo", rank=rank, world_size=size, init_method=f"file://{store}")
+    ours = matrices() + matrices(1)
+    muon = Muon(ours, lr=0.02)
+    for step in range(5):
+        for i, parameter in enumerate(ours):
+            parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(10 * step + i))
+        ours[2].grad = None if step == 2 else ours[2].grad  # three of one shape: two processes share two of them
+        muon.step()
+    results.put([parameter.detach().numpy() for parameter in ours])
+    if size > 1:
+        dist.destroy_process_group()
+
+
+def test_processes_share_the_work_of_a_step(tmp_path):
+    """Every one of them ends with what one process alone makes."""
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    workers = [context.Process(target=five_steps, args=(rank, 2, tmp_path / "store", results)) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    ends = [results.get(timeout=60) for _ in workers]
+    for worker in workers:
+        worker.join(60)
+        assert worker.exitcode == 0
+    five_steps(0, 1, None, results)
+    for alone, *shared in zip(results.get(timeout=60), *ends):
+        assert (shared[0] == shared[1]).all()
+        torch.testing.assert_close(torch.tensor(shared[0]), torch.tensor(alone), rtol=1e-3, atol=1e-4)
 
 
 def test_orthogonalise_keeps_directions_and_evens_their_sizes():
