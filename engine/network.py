@@ -250,10 +250,10 @@ def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def _attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-    """q (B, heads, Q, D) looks at keys, values (B, heads, L, D) through mask (B, 1, 1 or Q, L) -> (B, heads, Q, D)."""
+    """q (B, heads, Q, D) looks at keys, values (B, heads, L, D) through mask (B, 1, 1 or Q, L) -> (B, heads, Q, D), any float type."""
     if q.device.type != "cpu" or not torch.compiler.is_compiling():
         return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
     # written out it is compiled together with what is around it; a call of torch's takes 45 us a layer, a tenth of an int8 step
     scores = stored(q.float())[..., None, :] * keys.float()[:, :, None]
     weights = (scores.sum(-1) * q.shape[-1] ** -0.5 + mask.float()).softmax(-1)
-    return (weights[..., None] * values.float()[:, :, None]).sum(-2).to(values.dtype)
+    return (weights[..., None] * values.float()[:, :, None]).sum(-2)
