@@ -28,10 +28,11 @@ EYES=${EYES:---steps 1600 --batch_size 64 --questions 2 --lr 2e-3}
 EARS=${EARS:---steps 2000 --batch_size 64 --clean 0.4 --clips 100}
 TURNS=${TURNS:---steps 800}
 THINK_STEPS=${THINK_STEPS:-4000}
-TALK_STEPS=${TALK_STEPS:-3400}
+TALK_STEPS=${TALK_STEPS:-5800}
 PROCESSES=${PROCESSES:-$([ "$DEVICE" = cpu ] && echo "$CORES" || echo 1)}  # of the trainings; one a core
-ROWS=${ROWS:-$([ "$DEVICE" = cpu ] && echo 32 || echo 64)}  # of a step, by all processes: few teach more in an hour
-BATCH=${BATCH:-$((PROCESSES < ROWS / 4 ? ROWS / PROCESSES : 4))}  # ... and by each
+# rows of a step, by all processes: few teach more in an hour on a CPU
+THINK_ROWS=${THINK_ROWS:-$([ "$DEVICE" = cpu ] && echo 32 || echo 64)}
+TALK_ROWS=${TALK_ROWS:-$([ "$DEVICE" = cpu ] && echo 16 || echo 64)}
 RATE=${RATE:-1.2e-3}
 # of the Talker's training; the first codebooks carry the words
 TALKER=${TALKER:---guided_attention 0.5 --history_dropout 0.3 --codebook_weights 4 2 1.5 1 0.5 0.5 0.5 0.5 --augment_share 0.5}
@@ -154,15 +155,15 @@ turns() {  # a turn looks the same wherever it stands in a talk
         --data_path "${sets[@]/#/$WORK/data/}" --pack "$PACK" --use_compile "$COMPILE" $TURNS
 }
 
-stage() {  # stage NAME FROM OPTIONS DATA...: one run of the trainer, $WORK/model/FROM_256.pth -> NAME_256.pth
-    local name=$1 from=$2 options=$3
-    shift 3
+stage() {  # stage NAME FROM ROWS OPTIONS DATA...: one run of the trainer, $WORK/model/FROM_256.pth -> NAME_256.pth
+    local name=$1 from=$2 batch=$((PROCESSES < $3 / 4 ? $3 / PROCESSES : 4)) options=$4
+    shift 4
     # shellcheck disable=SC2086
     OMP_NUM_THREADS=1 $PYTHON -m torch.distributed.run --standalone --nproc_per_node "$PROCESSES" -m trainer.train_sft_omni \
         --preset nano --tokenizer_dir "$PACK" --from_weight "$WORK/model/${from}_256.pth" \
         --data_path "${@/#/$WORK/data/}" --save_dir "$WORK/model" --save_weight "$name" --optimizer muon $options \
         --audio_encoder_dir "$PACK/SenseVoiceSmall" --vision_dir "$PACK/siglip2-base-p32-256-ve" \
-        --batch_size "$BATCH" --learning_rate "$RATE" --max_seq_len 448 --system_share 0 --device "$DEVICE" --dtype "$DTYPE" \
+        --batch_size "$batch" --learning_rate "$RATE" --max_seq_len 448 --system_share 0 --device "$DEVICE" --dtype "$DTYPE" \
         --use_compile "$COMPILE" --num_workers "$WORKERS" --save_interval 200 --keep_last 4 --from_resume 1 --warmup_steps 100 \
         --log_interval 5 $EXTRA  # a stop is agreed on when it logs, and torchrun waits half a minute for it
     finished "$WORK/model/${name}_256_resume.pth"  # stopped by SIGTERM it has saved, but is not to be used yet
@@ -228,8 +229,8 @@ await
 # From here on every step takes all cores. The released recipe trains a projector and then everything, for each sense. Here the ear has
 # brought its projector along; that of the eyes and the Thinker above the bridge learn from the text of the replies alone: a step costs a
 # third, and the Talker, which reads the Thinker below, then learns from one that no longer changes.
-step think     "$WORK/model/think_mean_256.pth" stage think turns "--mode thinker --spelling 0.2 --question_mix 0.25 0.3 0.05 0.4 \
-    --augment_share 0.3 --max_steps $THINK_STEPS" i2t_train i2t_train typed_train facts_train heard_train a2a_train more_train \
+step think     "$WORK/model/think_mean_256.pth" stage think turns "$THINK_ROWS" "--mode thinker --spelling 0.2 \
+    --question_mix 0.25 0.3 0.05 0.4 --augment_share 0.3 --max_steps $THINK_STEPS" i2t_train i2t_train typed_train facts_train heard_train a2a_train more_train \
     multi_train mix_train
 # shellcheck disable=SC2086
 step spoken    "$WORK/data/t2a_heldout/manifest.json" sets t2a --speaker_encoder "$PACK/campplus" $SPOKEN
@@ -237,7 +238,7 @@ step spoken    "$WORK/data/t2a_heldout/manifest.json" sets t2a --speaker_encoder
 # shellcheck disable=SC2086
 step lent      "$WORK/data/lent_train/lent.parquet" $PYTHON -m nano.lend_speech "$WORK"/data/{a2a,multi,mix,i2t}_train \
     --speech "$WORK"/data/t2a_{train,sentences} --out "$WORK/data/lent_train" $LENT
-step talk      "$WORK/model/talk_mean_256.pth" stage talk think_mean "--mode talker $TALKER --max_steps $TALK_STEPS" \
+step talk      "$WORK/model/talk_mean_256.pth" stage talk think_mean "$TALK_ROWS" "--mode talker $TALKER --max_steps $TALK_STEPS" \
     lent_train t2a_train t2a_sentences t2a_mixed t2a_words
 cp "$WORK/model/talk_mean_256.pth" "$PACK/sft_omni_256.pth"
 cp "$WORK/model/talk_mean_256.json" "$PACK/sft_omni_256.json"
