@@ -230,8 +230,8 @@ await
 # brought its projector along; that of the eyes and the Thinker above the bridge learn from the text of the replies alone: a step costs a
 # third, and the Talker, which reads the Thinker below, then learns from one that no longer changes.
 step think     "$WORK/model/think_mean_256.pth" stage think turns "$THINK_ROWS" "--mode thinker --spelling 0.2 \
-    --question_mix 0.25 0.3 0.05 0.4 --augment_share 0.3 --max_steps $THINK_STEPS" i2t_train i2t_train typed_train facts_train heard_train a2a_train more_train \
-    multi_train mix_train
+    --question_mix 0.25 0.3 0.05 0.4 --augment_share 0.3 --max_steps $THINK_STEPS" i2t_train i2t_train typed_train facts_train \
+    heard_train a2a_train more_train multi_train mix_train
 # shellcheck disable=SC2086
 step spoken    "$WORK/data/t2a_heldout/manifest.json" sets t2a --speaker_encoder "$PACK/campplus" $SPOKEN
 # the Talker has to stand behind pictures, sounds and long talks, too, or it would not end there, or not begin
