@@ -105,10 +105,10 @@ class Matrix(nn.Module):
         return self.weight.numel()
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.to(self.dtype)
         if self.plain is not None and torch.compiler.is_compiling() and x.numel() == x.shape[-1]:
             y = one_row(x.reshape(1, -1), self.plain, self.scale)
             return (y if self.bias is None else y + self.bias).to(self.dtype).view(*x.shape[:-1], -1)
-        x = x.to(self.dtype)
         if not self.int8:
             return linear(x, self.weight, self.bias)
         y = _int8_linear(x.flatten(0, -2), self.weight, self.scale).view(*x.shape[:-1], -1)

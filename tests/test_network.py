@@ -80,12 +80,13 @@ def test_precisions_stay_close(moe, name, tolerance):
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("width", [48, 64])  # int8 sums multiples of 32 in two parts
 @pytest.mark.parametrize("name, tolerance", [("fp32", 1e-5), ("bf16", 0.01), ("int8", 0.01)])
-def test_compiled_products_with_one_row(monkeypatch, name, tolerance):
+def test_compiled_products_with_one_row(monkeypatch, name, tolerance, width):
     calls = []
     monkeypatch.setattr("engine.precision.one_row", lambda *given: calls.append(name) or one_row(*given))
     g = torch.Generator().manual_seed(0)
-    weight, bias, x = torch.randn(2, 80, 48, generator=g), torch.randn(80, generator=g), torch.randn(2, 3, 48, generator=g)
+    weight, bias, x = torch.randn(2, 80, width, generator=g), torch.randn(80, generator=g), torch.randn(2, 3, width, generator=g)
     precision = choose(name, CPU, compiled=True)
     matrix, bank = Matrix(weight[0], precision, bias), MatrixBank(weight, precision)
     for product, one, many in ((matrix, x[:1, :1], x[:1]), (bank, x[:, :1], x)):
