@@ -89,6 +89,7 @@ def read_rates(between, device: torch.device, rounds: int = 5) -> list[float]:
     return rates
 
 
+@torch.inference_mode()
 def measure_machine(device: torch.device) -> dict:
     """{"bytes_per_s": sequential reading, "flops": {activation type: large matrix products}}."""
     machine = {"bytes_per_s": statistics.median(read_rates(lambda: None, device)), "flops": {}}

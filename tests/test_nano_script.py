@@ -17,7 +17,8 @@ TINY = {
     "COMPILE": "0", "CODEC_CLIPS": "50", "CODEC_SIZE": "--batch_size 2 --frames 8 --fit_frames 4000 --threads 1",
     "CODEC_LENGTH": "--steps 12 --joint_at 0.36 --encoder_at 0.75", "CODEC_TUNE": "--steps 6 --joint_at 0", "LLM_STEPS": "6",
     "EYES": "--steps 3 --batch_size 8 --questions 2 --pictures 16", "EARS": "--steps 6 --batch_size 8 --clips 4",
-    "TURNS": "--steps 3 --turns 40", "THINK_STEPS": "4", "TALK_STEPS": "4", "EXTRA": "--save_interval 2", "THINK_ROWS": "16", "TALK_ROWS": "8", "HEARD": "10",
+    "TURNS": "--steps 3 --turns 40", "THINK_STEPS": "4", "TALK_STEPS": "4", "EXTRA": "--save_interval 2",
+    "THINK_ROWS": "16", "TALK_ROWS": "8", "HEARD": "10",
     "SPEAKERS": "--steps 5 --each 8", "SPOKEN": "--limit 60 --sentences 30 --words 20",
     "FURTHER": "--limit 20 --sentences 20 --foreign 0.5",
     "TALKS": "--limit 60 --askings 1 --conversations 20 --typed 10 --questions 20 --spoken 6 --heldout 4", "LENT": "--talks 5", "N": "2"}
