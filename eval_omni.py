@@ -231,6 +231,9 @@ def world_of(chat: Chat) -> str:
 def load_session(args, folder: Path) -> tuple[Session, str]:
     """Load the pack; returns the session and its world, as load_chat."""
     chat, world = load_chat(args, folder, bool(args.decode_audio))
+    if args.use_compile:
+        print("compiling the model's step: minutes the first time on a machine, seconds later", flush=True)
+        chat.engine.warm_up()  # now, not in the time to the first reply's first word
     params = chat.settings(max_new_tokens=args.max_new_tokens, top_p=args.top_p, temperature=args.temperature,
                            thinking=bool(args.open_thinking), transcript=args.transcript)
     voice = chat.clone(locate(args.clone)) if args.clone else pick_voice(chat.voices, args.voice)
