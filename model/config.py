@@ -60,6 +60,10 @@ class OmniConfig:
     model_type: str = "minimind-o"
 
     def __post_init__(self):
+        for f in fields(self):
+            value, least = getattr(self, f.name), 0 if f.name.endswith(("_token", "_token_id")) else 1
+            if f.type is int and (type(value) is not int or value < least):
+                raise ValueError(f"{f.name} is {value!r}, which is no whole number from {least} up")
         if self.intermediate_size is None:
             self.intermediate_size = math.ceil(self.hidden_size * math.pi / 64) * 64
         if self.bridge_layer is None:

@@ -27,6 +27,7 @@ from model import audio, ctc
 from model.config import INPUT_RATE
 from model.ctc import NGram
 from model.mimi import quiet_transformers
+from model.weight_files import load_weights, names_folder
 from model.writing import Writing
 
 NGRAM, WRITING = "ngram.npz", "writing.json"  # in the folder of an ear of ours: how people speak and write (nano.train_language)
@@ -51,6 +52,7 @@ class SenseVoice:
         self.device = next(encoder.parameters()).device
 
     @classmethod
+    @names_folder
     def load(cls, folder, device="cpu") -> "SenseVoice":
         """From a FunASR folder: config.yaml, weights, optionally am.mvn, a sentencepiece model and, of ours, ngram.npz and writing.json."""
         files = _funasr_files(folder, "SenseVoiceSmall", {"config": "config.yaml", "weights": "model.pt"})
@@ -134,6 +136,7 @@ class SigLIP2:
         self.device = next(model.parameters()).device
 
     @classmethod
+    @names_folder
     def load(cls, folder, device="cpu") -> "SigLIP2":
         """From a transformers folder of the vision tower or of the whole SigLIP model, with preprocessor_config.json."""
         from transformers import SiglipVisionModel
@@ -180,6 +183,7 @@ class CAMPPlus:
         self.device = next(model.parameters()).device
 
     @classmethod
+    @names_folder
     def load(cls, folder, device="cpu") -> "CAMPPlus":
         """From a FunASR folder: config.yaml and weights."""
         files = _funasr_files(folder, "campplus", {"config": "config.yaml", "weights": "model.pt"})
@@ -231,7 +235,7 @@ def _read_yaml(path: Path) -> dict:
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = load_weights(path)
     for wrapper in ("state_dict", "model_state_dict", "model"):  # the ways FunASR's own trainers wrap it
         if isinstance(state.get(wrapper), dict):
             return state[wrapper]

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from model.config import FRAME_SAMPLES, NUM_CODEBOOKS, SAMPLE_RATE
 from model.packed import Packed, linear, pack
+from model.weight_files import names_folder
 
 CHUNK_FRAMES = 8  # frames per inner step unless the state says otherwise
 CPU_FRAMES = 32  # of all rows in an inner step of `encode` on a CPU: its largest tensors are then 16 MB when of the released size
@@ -154,6 +155,7 @@ class Mimi:
         self.codebook_index = torch.arange(NUM_CODEBOOKS, device=self.device)[None, :, None]
 
     @classmethod
+    @names_folder
     def load(cls, folder, device="cpu", encoder: bool = True, dtype=torch.float32) -> "Mimi":
         """Load a local MimiModel folder; with encoder=False it may lack the encoder's weights.
 

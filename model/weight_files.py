@@ -5,14 +5,17 @@
 - `migrate` brings a state dict to today's names. Every difference has a function of its own, which logs what it changed; a state
   dict in today's form passes through untouched and unmentioned. What none of them knows stays, for the strict load to report.
 """
+import functools
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from model.config import AUDIO_SPECIALS, OmniConfig, audio_ids_for
+from model.refusal import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +84,24 @@ def _load_shards(folder: Path, index: Path, read) -> dict[str, Tensor]:
     if absent:
         raise ValueError(f"{index} promises {absent[:8]} ({len(absent)} in all), which its shards do not hold")
     return state
+
+
+def names_folder(load: Callable) -> Callable:
+    """`load(cls, folder, ...)` whose every complaint names the folder: whatever a library makes of a broken file there is a ValueError.
+
+    What is absent (OSError, ImportError) and want of memory stay what they are.
+    """
+    @functools.wraps(load)
+    def wrapped(cls, folder, *args, **kwargs):
+        try:
+            return load(cls, folder, *args, **kwargs)
+        except (OSError, ImportError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # JSON, YAML, pickle, safetensors and the modules' own constructors raise a dozen kinds
+            if isinstance(error, ValueError) and str(folder) in str(error):
+                raise
+            raise ValueError(f"{folder} cannot be loaded ({type(error).__name__}: {one_line(error)}); fetch or write it again") from error
+    return wrapped
 
 
 # ---- names

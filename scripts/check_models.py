@@ -47,7 +47,6 @@ def sensevoice(folder: Path) -> str:
 
 
 def siglip(folder: Path) -> str:
-    load_folder(folder)  # names a damaged file; transformers would not
     return _counted(_size(*SigLIP2.load(folder).model.parameters()), "siglip2-base-p32-256-ve")
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_folders import make_tiny_campplus, make_tiny_sensevoice, make_tiny_siglip
+from tiny_folders import make_tiny_campplus, make_tiny_mimi, make_tiny_sensevoice, make_tiny_siglip
 
 from model import audio
 from model.encoders import CAMPPlus, SenseVoice, SigLIP2, _funasr_classes, sensevoice_frames, speaker_fbank
+from model.mimi import Mimi
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -193,6 +194,18 @@ def test_missing_weights_are_named(tmp_path):
     torch.save({"head.conv1.weight": torch.zeros(1)}, tmp_path / "c" / "model.pt")
     with pytest.raises(ValueError, match="does not fit"):
         CAMPPlus.load(tmp_path / "c")
+
+
+@pytest.mark.parametrize("load, make, file", [
+    (SenseVoice.load, make_tiny_sensevoice, "model.pt"), (SenseVoice.load, make_tiny_sensevoice, "config.yaml"),
+    (CAMPPlus.load, make_tiny_campplus, "model.pt"), (SigLIP2.load, make_tiny_siglip, "model.safetensors"),
+    (SigLIP2.load, make_tiny_siglip, "preprocessor_config.json"), (Mimi.load, make_tiny_mimi, "model.safetensors")])
+def test_a_half_fetched_file_is_an_error_that_names_the_folder(load, make, file, tmp_path):
+    make(tmp_path)
+    load(tmp_path)
+    (tmp_path / file).write_bytes((tmp_path / file).read_bytes()[:40])
+    with pytest.raises(ValueError, match=f"{tmp_path}.*(cannot be loaded|not a readable).*fetch or write it again"):
+        load(tmp_path)
 
 
 def test_loading_changes_nothing_global(sensevoice, campplus, tmp_path):

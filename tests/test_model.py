@@ -238,6 +238,9 @@ def test_talker_starts_as_the_thinkers_last_layers():
 def test_config_refuses_unknown_fields_and_derives_sizes():
     with pytest.raises(ValueError, match="hiden_size"):
         OmniConfig.from_dict({"hiden_size": 3})
+    for wrong in ({"num_attention_heads": 0}, {"hidden_size": "768"}, {"vocab_size": True}, {"eos_token_id": -1}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} is .*no whole number"):
+            OmniConfig(**wrong)
     assert OmniConfig().intermediate_size == 2432 and OmniConfig().bridge_layer == 3
     assert OmniConfig.preset("nano", hidden_size=128).intermediate_size == OmniConfig(hidden_size=128).intermediate_size
     config = OmniConfig.preset("nano")
