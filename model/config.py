@@ -14,6 +14,7 @@ FRAME_SAMPLES = 1920  # one Mimi frame: 80 ms at 24 kHz
 SAMPLE_RATE = 24_000  # of generated speech
 INPUT_RATE = 16_000  # of everything that is heard: SenseVoice and CAM++ both listen at 16 kHz
 IGNORE = -100  # a label that is not a target
+KINDS = {float: (int, float), list[int]: list}  # what a field of OmniConfig takes, where that is not its type
 
 
 @dataclass
@@ -64,6 +65,8 @@ class OmniConfig:
             value, least = getattr(self, f.name), 0 if f.name.endswith(("_token", "_token_id")) else 1
             if f.type is int and (type(value) is not int or value < least):
                 raise ValueError(f"{f.name} is {value!r}, which is no whole number from {least} up")
+            if not isinstance(value, KINDS.get(f.type, f.type)):
+                raise ValueError(f"{f.name} is {value!r}, which is no {getattr(f.type, '__name__', f.type)}")
         if self.intermediate_size is None:
             self.intermediate_size = math.ceil(self.hidden_size * math.pi / 64) * 64
         if self.bridge_layer is None:

@@ -27,7 +27,7 @@ from model import audio, ctc
 from model.config import INPUT_RATE
 from model.ctc import NGram
 from model.mimi import quiet_transformers
-from model.weight_files import load_weights, names_folder
+from model.weight_files import WRAPPERS, load_weights, names_folder
 from model.writing import Writing
 
 NGRAM, WRITING = "ngram.npz", "writing.json"  # in the folder of an ear of ours: how people speak and write (nano.train_language)
@@ -236,7 +236,7 @@ def _read_yaml(path: Path) -> dict:
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
     state = load_weights(path)
-    for wrapper in ("state_dict", "model_state_dict", "model"):  # the ways FunASR's own trainers wrap it
+    for wrapper in WRAPPERS:  # FunASR's own trainers wrap it, too
         if isinstance(state.get(wrapper), dict):
             return state[wrapper]
     return state

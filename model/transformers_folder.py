@@ -51,12 +51,8 @@ def config_from_json(values: dict) -> OmniConfig:
     if values.get("model_type") != MODEL_TYPE:
         raise ValueError(f"model_type is {values.get('model_type')!r}, not {MODEL_TYPE!r}")
     own = {f.name for f in fields(OmniConfig)}
-    known = {key: value for key, value in values.items() if key in own}
+    known = {key: value for key, value in values.items() if key in own and value is not None}  # null: not set
     known["use_moe"] = bool(known.get("use_moe", False))
-    for key, value in known.items():
-        kind = type(getattr(OmniConfig(), key))
-        if value is not None and not isinstance(value, (int, float) if kind is float else kind):
-            raise ValueError(f"{key} is {value!r}, which is no {kind.__name__}")
     config = OmniConfig(**{**known, **_rope(values)})
     required = {**FIXED, "head_dim": config.head_dim, "moe_intermediate_size": config.intermediate_size}
     for key, value in required.items():

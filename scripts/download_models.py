@@ -21,6 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from model.refusal import one_line  # noqa: E402
 from scripts import check_models  # noqa: E402
 
 OWNERS = {"modelscope": "gongjy", "huggingface": "jingyaogong"}
@@ -93,9 +94,8 @@ def state_of(part: Part, root: Path) -> tuple[bool, str]:
     try:
         return True, "; ".join(map(part.check, paths))
     except Exception as error:  # a damaged file makes readers raise anything: unpickling, safetensors, YAML, KeyError, ...
-        reason = " ".join(str(error).split())
         kind = "missing" if isinstance(error, FileNotFoundError) else "wrong" if isinstance(error, ValueError) else "unreadable"
-        return False, f"{kind}: {reason or type(error).__name__}"
+        return False, f"{kind}: {one_line(error)}"
 
 
 def fetch(part: Part, source: str, repository: str, root: Path) -> None:
@@ -115,8 +115,7 @@ def fetch(part: Part, source: str, repository: str, root: Path) -> None:
         raise FetchError(f"{source} needs its client: pip install {'modelscope' if source == 'modelscope' else 'huggingface_hub'} "
                          f"({error})") from error
     except Exception as error:  # both clients have trees of errors of their own, network and HTTP errors among them
-        reason = " ".join(str(error).split())
-        raise FetchError(f"{repository} could not be fetched from {source} ({type(error).__name__}: {reason[:300]})") from error
+        raise FetchError(f"{repository} could not be fetched from {source} ({type(error).__name__}: {one_line(error)[:300]})") from error
 
 
 def remedy(part: Part, source: str, root: Path) -> str:

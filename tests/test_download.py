@@ -187,7 +187,8 @@ def test_check_names_what_is_wrong(mirror, sizes, tmp_path, capsys):
     assert "NOT OK  mimi" in report("mimi")
     sensevoice = damaged(mirror, tmp_path, "sensevoice") / "model.pt"
     sensevoice.write_bytes(b"<html>not found</html>")
-    assert "model.pt is not a readable checkpoint" in report("sensevoice")
+    found = report("sensevoice")
+    assert "NOT OK  sensevoice   wrong: " in found and "model.pt is not a readable checkpoint" in found
     tokenizer = damaged(mirror, tmp_path, "tokenizer") / "tokenizer_config.json"
     words = json.loads(tokenizer.read_text())
     tokenizer.write_text(json.dumps({**words, "chat_template": "{{ messages }}"}))

@@ -179,6 +179,7 @@ def test_configs_of_other_versions_are_understood(caplog):
             "attention_factor": 1.0}
     assert config_from_json({**base, "rope_scaling": yarn}).inference_rope_scaling
     config_from_json({**base, "my_note": 1})
+    assert config_from_json({**base, "pad_token_id": None}) == config_from_json(base)  # Transformers writes null for what is not set
     assert "my_note" in caplog.text
 
 
