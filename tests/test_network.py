@@ -80,8 +80,8 @@ def test_precisions_stay_close(moe, name, tolerance):
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("width", [48, 64])  # int8 sums multiples of 32 in two parts
-@pytest.mark.parametrize("name, tolerance", [("fp32", 1e-5), ("bf16", 0.01), ("int8", 0.01)])
+@pytest.mark.parametrize("name, tolerance, width", [("fp32", 1e-5, 64), ("bf16", 0.01, 64), ("int8", 0.01, 64),
+                                                    ("fp32", 1e-5, 50)])  # 50 cannot be read in four streams
 def test_compiled_products_with_one_row(monkeypatch, name, tolerance, width):
     calls = []
     torch._dynamo.reset()  # or the forms of all parameters together are more than it compiles of one function
@@ -103,6 +103,11 @@ def test_quantisation_error_is_at_most_half_a_step():
     weight[0, 0] = 0
     whole, scale = quantize(weight)
     assert whole.dtype == torch.int8 and ((whole * scale[..., None] - weight).abs() <= scale[..., None] * 0.501).all()
+
+
+def test_int8_refuses_what_its_product_gets_wrong():
+    with pytest.raises(ValueError, match="50 wide.*--dtype bf16"):
+        Matrix(torch.ones(4, 50), choose("int8", CPU))
 
 
 def test_unknown_precisions_are_refused():
