@@ -15,6 +15,7 @@ from model.packed import Packed, linear, pack
 
 DTYPES = ("auto", "fp32", "bf16", "fp16", "int8")
 STREAMS = 4  # places of a weight read at a time by one_row: int8 at 8 GB/s from one, 17 from four, 12 from eight (two Xeon cores)
+FEW_ROWS = 16  # for more, torch's int8 products on CPUs take longer than converting the weights first: a prompt of 60 130 ms, not 85
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,6 @@ class MatrixBank(nn.Module):
 
 def _int8_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """x (N, in) @ int8 weight (out, in).T, scaled per output."""
-    if x.device.type == "cpu":  # reads the weights as int8; elsewhere the compiler fuses the conversion into the product
+    if x.device.type == "cpu" and len(x) <= FEW_ROWS:  # reads the weights as int8; on a GPU the compiler fuses the conversion
         return torch._weight_int8pack_mm(x.contiguous(), weight, scale)
     return F.linear(x, weight.to(x.dtype)) * scale

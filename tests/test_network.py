@@ -4,7 +4,7 @@ import torch
 from test_model import tiny
 
 from engine.network import Network, Place
-from engine.precision import Matrix, MatrixBank, Precision, choose, one_row, quantize
+from engine.precision import FEW_ROWS, Matrix, MatrixBank, Precision, choose, one_row, quantize
 
 CPU = torch.device("cpu")
 
@@ -103,6 +103,13 @@ def test_quantisation_error_is_at_most_half_a_step():
     weight[0, 0] = 0
     whole, scale = quantize(weight)
     assert whole.dtype == torch.int8 and ((whole * scale[..., None] - weight).abs() <= scale[..., None] * 0.501).all()
+
+
+@torch.inference_mode()
+def test_int8_products_with_many_rows_are_those_with_few():
+    g = torch.Generator().manual_seed(0)
+    matrix, x = Matrix(torch.randn(80, 64, generator=g), choose("int8", CPU)), torch.randn(FEW_ROWS + 1, 64, generator=g)
+    torch.testing.assert_close(matrix(x), torch.cat([matrix(x[:-1]), matrix(x[-1:])]), atol=0.05, rtol=0.02)
 
 
 def test_int8_refuses_what_its_product_gets_wrong():
