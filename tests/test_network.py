@@ -80,8 +80,9 @@ def test_precisions_stay_close(moe, name, tolerance):
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("name, tolerance, width", [("fp32", 1e-5, 64), ("bf16", 0.01, 64), ("int8", 0.01, 64),
-                                                    ("fp32", 1e-5, 50)])  # 50 cannot be read in four streams
+@pytest.mark.parametrize("name, tolerance, width", [
+    *((name, tolerance, width) for name, tolerance in (("fp32", 1e-5), ("bf16", 0.01), ("int8", 0.01)) for width in (48, 64)),
+    ("fp32", 1e-5, 50)])  # 50 cannot be read in four streams
 def test_compiled_products_with_one_row(monkeypatch, name, tolerance, width):
     calls = []
     torch._dynamo.reset()  # or the forms of all parameters together are more than it compiles of one function
